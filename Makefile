@@ -1,0 +1,44 @@
+# The habits. Each target makes its own environment in .venv from the pinned requirements; nothing else is needed than
+# Python 3.11 or 3.12, git and make.
+PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/dev/null && echo python3.11 || \
+            (command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12) || echo python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: train test check bench torture env docs clean
+
+train: env          ## choose a preset and train it
+	@$(BIN)/python main.py
+
+test: env           ## all tests but the long ones
+	@$(BIN)/python -m pytest -n auto
+
+check: env          ## lint, types, import contracts, stale docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python -m lmloop.preset.reference --check
+
+torture: env        ## kill, corrupt and fill the disk many times over; writes docs/reliability.md's table
+	@$(BIN)/python -m tests.torture
+
+bench: env          ## speed of the loop on this machine
+	@$(BIN)/python -m benchmarks
+
+docs: env           ## write the generated documents anew
+	$(BIN)/python -m lmloop.preset.reference
+
+env: $(READY)       ## set up alone
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' || \
+	  { echo "lmloop needs Python 3.11 or 3.12; '$(PYTHON)' is another version. Name one: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Setting up .venv (once; about a minute, 1.5 GB) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+clean:              ## remove the environment and the caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,159 @@
+"""The command `lmloop`: the scripted twin of the menu, and everything that is done with a run afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+Answer = tuple[dict[str, Any], int]
+"""What a verb prints under --json, and its exit status."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; its exit status. User errors are one line on standard error and status 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        answer, status = options.verb(options)
+    except ValueError as error:
+        message = str(error)
+        if options.json:
+            print(json.dumps({"error": message}))
+        print(f"lmloop: {message}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if options.json:
+        print(json.dumps(answer))
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lmloop", description="One training loop for language models that you own.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=summary, description=summary)
+        added.add_argument(
+            "--json", action="store_true", help="one JSON object on standard output, everything else on standard error"
+        )
+        added.set_defaults(verb=function)
+        return added
+
+    def run_argument(added: argparse.ArgumentParser) -> None:
+        added.add_argument("run", nargs="?", metavar="RUN", help="a run's folder; default: the run that was saved last")
+        added.add_argument(
+            "--checkpoint", choices=("best", "newest"), default="best", help="which of its checkpoints (default: best)"
+        )
+
+    train = verb("train", _train, "train a preset, or go on where its run stopped")
+    train.add_argument("preset", metavar="PRESET", help="a preset's file, or the name of one in configs/")
+
+    plan = verb("plan", _plan, "forecast memory, disk, speed and time of a preset on this machine")
+    plan.add_argument("preset", metavar="PRESET", help="a preset's file, or the name of one in configs/")
+
+    evaluate = verb("evaluate", _evaluate, "cross-entropy, perplexity and bits per byte on held-out text")
+    run_argument(evaluate)
+    evaluate.add_argument("--data", metavar="FILE", help="a file or folder to evaluate on, whole")
+    evaluate.add_argument(
+        "--split", choices=("validation", "test"), default="validation", help="a split of the run's own data"
+    )
+
+    generate = verb("generate", _generate, "write a continuation")
+    run_argument(generate)
+    generate.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="the beginning; several are written as one batch"
+    )
+    generate.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest continuation")
+    _sampling_arguments(generate)
+
+    chat = verb("chat", _chat, "talk to a model")
+    run_argument(chat)
+    _sampling_arguments(chat)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up")
+    return int(text)
+
+
+_SAMPLING = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "no_repeat_ngram_size": int,
+}
+
+
+def _sampling_arguments(added: argparse.ArgumentParser) -> None:
+    group = added.add_argument_group("sampling (default: the run's preset)")
+    for name, kind in _SAMPLING.items():
+        group.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, metavar="X" if kind is float else "N")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="text at which writing ends; may be given several times"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default 0)")
+
+
+def _sampling_changes(options: argparse.Namespace) -> dict[str, Any]:
+    names = [*_SAMPLING, "stop", "max_new_tokens"]
+    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+
+
+def _train(options: argparse.Namespace) -> Answer:
+    from lmloop.preset.reading import find_preset, load_preset
+    from lmloop.run import train
+
+    return train(load_preset(find_preset(options.preset)), json_mode=options.json)
+
+
+def _plan(options: argparse.Namespace) -> Answer:
+    from lmloop.plan import print_plan, this_plan
+    from lmloop.preset.reading import find_preset, load_preset
+
+    plan = this_plan(load_preset(find_preset(options.preset)))
+    if not options.json:
+        print_plan(plan)
+    return plan.as_dict(), 0
+
+
+def _evaluate(options: argparse.Namespace) -> Answer:
+    from lmloop.use import evaluate_run, print_evaluation
+
+    result = evaluate_run(options.run, options.checkpoint, data=options.data, split=options.split)
+    if not options.json:
+        print_evaluation(result)
+    return result, 0
+
+
+def _generate(options: argparse.Namespace) -> Answer:
+    from lmloop.use import generate_from_run
+
+    return generate_from_run(
+        options.run,
+        options.checkpoint,
+        prompts=options.prompt or [""],
+        changes=_sampling_changes(options),
+        seed=options.seed,
+        json_mode=options.json,
+    ), 0
+
+
+def _chat(options: argparse.Namespace) -> Answer:
+    from lmloop.use import chat_with_run
+
+    return chat_with_run(
+        options.run, options.checkpoint, changes=_sampling_changes(options), seed=options.seed, json_mode=options.json
+    ), 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

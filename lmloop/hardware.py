@@ -1,0 +1,110 @@
+"""What this machine is: device, memory, threads, and the arithmetic that is fast on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device that trains and what surrounds it."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    name: str
+    """The processor that does the arithmetic, as it calls itself."""
+    cores: int
+    """CPU cores that this process may use."""
+    memory_bytes: int
+    """Memory of the device; of the whole machine where they are one."""
+    bf16: bool
+    """The device multiplies bf16 matrices natively."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that stay the same on one machine: the key of cached measurements."""
+        return hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()[:12]
+
+    @property
+    def torch_device(self) -> torch.device:
+        """As PyTorch names it."""
+        return torch.device(self.device)
+
+    def describe(self) -> str:
+        """One line for people."""
+        memory = f"{self.memory_bytes / 2**30:.0f} GiB"
+        if self.device == "cpu":
+            return f"{self.name}, {self.cores} cores, {memory}"
+        return f"{self.name} ({self.device}), {memory}, {self.cores} CPU cores"
+
+
+def _processor_flags() -> tuple[str, set[str]]:
+    """Name and instruction sets of the CPU, from the kernel where it tells."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    return name, flags
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _machine_memory_bytes() -> int:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container may have less than the machine
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total
+
+
+@cache
+def this_machine() -> Machine:
+    """The best device here: CUDA, then Apple's GPU, then the CPU."""
+    name, flags = _processor_flags()
+    cores = _usable_cores()
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Machine("cuda", properties.name, cores, properties.total_memory, torch.cuda.is_bf16_supported())
+    if torch.backends.mps.is_available():
+        return Machine("mps", name, cores, _machine_memory_bytes(), bf16=False)
+    # Emulated bf16 (AVX-512 without the bf16 instructions) is slower than fp32: only native support counts.
+    return Machine("cpu", name, cores, _machine_memory_bytes(), bf16=bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}))
+
+
+def pick_precision(asked: Literal["auto", "fp32", "bf16"], machine: Machine, hidden_size: int) -> Literal["fp32", "bf16"]:
+    """The arithmetic of the matrix products.
+
+    On a CPU the casts of autocast cost more than narrow bf16 products save: below 192 wide fp32 is the faster.
+    """
+    if asked != "auto":
+        return asked
+    if not machine.bf16:
+        return "fp32"
+    return "bf16" if machine.device == "cuda" or hidden_size >= 192 else "fp32"
+
+
+def memory_in_use_bytes(device: torch.device) -> int:
+    """Peak memory so far: of the device's allocator on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

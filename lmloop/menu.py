@@ -1,0 +1,86 @@
+"""The menu of `main.py`: the presets, a line and this machine's forecast for each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lmloop.preset.reading import LoadedPreset, list_presets
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+DEFAULT = "00_best_general"
+
+
+def main() -> int:
+    """Show the menu, train what is chosen; the exit status."""
+    console = Console()
+    folder = Path("configs") if Path("configs").is_dir() else CONFIGS
+    listed = list_presets(folder)
+    if not listed:
+        console.print(f"no presets in {folder}/: put one there, or get the shipped ones back with `git checkout configs`")
+        return 2
+    try:
+        _show(console, listed)
+        chosen = _choose(console, listed)
+        if isinstance(chosen, int):
+            return chosen
+        from lmloop.run import train
+
+        return train(chosen)[1]
+    except ValueError as error:
+        print(f"lmloop: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _show(console: Console, listed: list[tuple[Path, LoadedPreset | ValueError]]) -> None:
+    from lmloop.plan import menu_forecasts
+
+    forecasts = menu_forecasts([entry for _, entry in listed if isinstance(entry, LoadedPreset)], console)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("", "preset", "what it trains", "on this machine"):
+        table.add_column(column)
+    for number, (path, entry) in enumerate(listed, 1):
+        if isinstance(entry, LoadedPreset):
+            preset = entry.preset
+            table.add_row(
+                f"{number}", f"[bold]{escape(path.stem)}[/]", escape(preset.description), escape(forecasts[preset.name])
+            )
+        else:
+            table.add_row(f"{number}", escape(path.stem), f"[red]{escape(str(entry))}[/]", "")
+    console.print(table)
+
+
+def _choose(console: Console, listed: list[tuple[Path, LoadedPreset | ValueError]]) -> LoadedPreset | int:
+    """The preset that the user names by number or name; an exit status where there is none."""
+    names = [path.stem for path, _ in listed]
+    default = names.index(DEFAULT) if DEFAULT in names else 0
+    question = f"\nWhich one? [1-{len(names)}, Enter = {names[default]}] "
+    answered = False
+    while True:
+        console.print(escape(question), end="")
+        line = sys.stdin.readline()
+        answer = line.strip()
+        if not sys.stdin.isatty():
+            console.print(escape(answer))  # so that a log shows what was chosen
+        if not line and answered:
+            return 2
+        answered = True
+        if not answer:
+            index = default
+        elif answer.isdigit() and 1 <= int(answer) <= len(names):
+            index = int(answer) - 1
+        elif answer in names:
+            index = names.index(answer)
+        else:
+            console.print(f"'{escape(answer)}' is not in the list: type a number from 1 to {len(names)} or a name")
+            continue
+        entry = listed[index][1]
+        if isinstance(entry, LoadedPreset):
+            return entry
+        console.print(f"[red]{escape(str(entry))}[/]")

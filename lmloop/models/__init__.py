@@ -1,0 +1,1 @@
+"""Language models: hidden states, a head, decoding with a cache."""

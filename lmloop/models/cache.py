@@ -1,0 +1,49 @@
+"""What a model remembers while it decodes: one state for each mixer, and how far the rows have come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Cache:
+    """The states of all mixers, and which of the cached tokens are padding.
+
+    pad_B: number of padding tokens at the left of each row, int64 [B]; set before the first tokens come.
+    length: tokens appended so far, padding included. It can be set back to forget the newest tokens where every mixer's
+    state is addressed by position, as attention's is.
+    """
+
+    def __init__(self, states: Sequence[Any], batch_size: int, max_tokens: int, device: torch.device) -> None:
+        self.states = states
+        self.max_tokens = max_tokens
+        self.length = 0
+        self._padded = False
+        self.pad_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def positions(self, length: int) -> Tensor:
+        """Positions of the next `length` tokens, int64 [B, T], or [1, T] when no row is padded; padding has position 0."""
+        if self.length == 0:
+            self._padded = bool(self.pad_B.any())  # kept, because asking a GPU at each token would stall it
+        index_T = torch.arange(self.length, self.length + length, device=self.pad_B.device)
+        if not self._padded:
+            return index_T[None]
+        return (index_T - self.pad_B[:, None]).clamp_min(0)
+
+    def mask(self, length: int) -> Tensor | None:
+        """Which of the cached tokens and themselves the next `length` tokens see, bool [B or 1, 1, T, S].
+
+        None where nothing needs to be hidden beyond plain causal order: a first chunk without padding, or a single token.
+        """
+        if not self._padded and (self.length == 0 or length == 1):
+            return None
+        key_S = torch.arange(self.length + length, device=self.pad_B.device)
+        query_T1 = key_S[self.length :, None]
+        mask_BTS = (key_S <= query_T1)[None]
+        if self._padded:
+            # Padding sees itself: a softmax over nothing would be NaN.
+            mask_BTS = (mask_BTS & (key_S >= self.pad_B[:, None, None])) | (key_S == query_T1)
+        return mask_BTS[:, None]

@@ -1,0 +1,22 @@
+"""The decoder's feed-forward layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lmloop.preset.schema import ModelSection
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), without biases (arXiv 2002.05202)."""
+
+    def __init__(self, section: ModelSection) -> None:
+        super().__init__()
+        width = section.resolved_intermediate_size
+        self.gate_proj = nn.Linear(section.hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(section.hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, section.hidden_size, bias=False)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        return self.down_proj(nn.functional.silu(self.gate_proj(hidden_BTD)) * self.up_proj(hidden_BTD))

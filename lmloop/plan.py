@@ -1,0 +1,238 @@
+"""The forecast: what a preset will take on this machine, measured on its worst batch before it is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lmloop.data.corpus import open_corpus
+from lmloop.data.quarantine import Quarantine
+from lmloop.data.source import Source
+from lmloop.durable import atomic_write
+from lmloop.hardware import Machine, pick_precision, this_machine
+from lmloop.models.build import build_model
+from lmloop.models.loading import parameter_counts
+from lmloop.objectives.language import LanguageObjective
+from lmloop.optim.build import build_optimizer
+from lmloop.preset.reading import LoadedPreset, preset_hash
+from lmloop.preset.schema import Preset
+from lmloop.tokens.tokenizer import Tokenizer, build_tokenizer
+from lmloop.training import figures
+from lmloop.training.loop import Trainee
+from lmloop.training.rehearsal import rehearse, worst_batch
+from lmloop.training.schedule import Schedule
+
+CHARACTERS_A_TOKEN = 4.0
+"""Of a byte-pair vocabulary of some thousand, in English: for an estimate before there is a tokenizer."""
+SAMPLE_CHARACTERS = 2_000_000
+"""How much text is read to estimate the size of an epoch."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take."""
+
+    preset: str
+    machine: str
+    precision: str
+    parameters: int
+    parameters_by_part: dict[str, int]
+    memory_bytes: int
+    memory_by_part: dict[str, int]
+    disk_bytes: int
+    tokens_per_s: float
+    tokens: int
+    """Trained tokens of the run."""
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `plan --json` prints it."""
+        return asdict(self)
+
+
+def this_plan(loaded: LoadedPreset) -> Plan:
+    """Measure the preset on this machine: some seconds of its worst batch, with a model that is thrown away."""
+    preset = loaded.preset
+    sources = _sources(preset)
+    tokenizer = _tokenizer(preset, sources)
+    vocab_size = tokenizer.vocab_size if tokenizer else preset.tokenizer.vocab_size
+    packed = sources is None or len(sources) > 1 or sources[0].parents() is None or len(sources[0].parents() or []) > 1
+    plan = _measure(preset, vocab_size, packed=packed, at_least_s=2.0, tokens=_run_tokens(preset, sources, tokenizer))
+    _remember(preset, plan)
+    return plan
+
+
+def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[str, str]:
+    """A line for each preset: this machine's cached plan, or a short measurement made now and kept."""
+    machine, lines = this_machine(), {}
+    cache = _read_cache()
+    for loaded in presets:
+        preset = loaded.preset
+        known = cache.get(_cache_key(preset, machine))
+        if known is None:
+            with console.status(f"measuring this machine (once): {preset.name} ..."):
+                try:
+                    tokens = _run_tokens(preset, None, None)
+                    plan = _measure(preset, preset.tokenizer.vocab_size, packed=True, at_least_s=0.5, tokens=tokens)
+                except (RuntimeError, ValueError) as error:  # out of memory, a length that does not fit
+                    lines[preset.name] = str(error).splitlines()[0][:80]
+                    continue
+            _remember(preset, plan)
+            known = plan.as_dict()
+        lines[preset.name] = forecast_line(known["tokens"], known["seconds"])
+    return lines
+
+
+def forecast_line(tokens: int, seconds: float) -> str:
+    """'100 M tokens, about 1 h 20 min'."""
+    return f"{figures.count(tokens)} tokens, about {figures.duration(seconds)}" if tokens else "as long as its data is"
+
+
+def print_plan(plan: Plan) -> None:
+    """The forecast as a table."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    parts = ", ".join(
+        f"{name} {figures.count(count)}" for name, count in plan.parameters_by_part.items() if name != "total" and count
+    )
+    memory = ", ".join(f"{name} {size / 2**20:,.0f} MB" for name, size in plan.memory_by_part.items())
+    table.add_row("preset", plan.preset)
+    table.add_row("machine", f"{plan.machine}, {plan.precision}")
+    table.add_row("parameters", f"{plan.parameters:,} ({parts})")
+    table.add_row("memory", f"{plan.memory_bytes / 2**20:,.0f} MB ({memory})")
+    table.add_row("disk", f"{plan.disk_bytes / 2**20:,.0f} MB of checkpoints")
+    table.add_row("speed", f"{plan.tokens_per_s:,.0f} tokens/s")
+    table.add_row("the run", forecast_line(plan.tokens, plan.seconds))
+    Console().print(table)
+
+
+def _measure(preset: Preset, vocab_size: int, *, packed: bool, at_least_s: float, tokens: int) -> Plan:
+    machine, train = this_machine(), preset.train
+    torch.set_num_threads(train.threads or machine.cores)
+    precision = pick_precision(train.precision, machine, preset.model.hidden_size)
+    model = build_model(preset.model, vocab_size, seed=train.seed).to(machine.torch_device)
+    model.activation_checkpointing = train.activation_checkpointing
+    optimizer = build_optimizer(model, train)
+    objective = LanguageObjective()
+    batch = worst_batch(train.per_gpu_batch_size, preset.model.seq_length, vocab_size, packed=packed)
+    measured = rehearse(
+        Trainee(model, objective),
+        objective,
+        batch,
+        machine.torch_device,
+        autocast=precision == "bf16",
+        optimizer=optimizer,
+        accumulation_steps=train.accumulation_steps,
+        at_least_s=at_least_s,
+    )
+    counts = parameter_counts(model)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    moments = _tensor_bytes(optimizer.state_dict())
+    checkpoint_bytes = weights + moments
+    known = {"weights": weights, "gradients": weights, "optimizer": moments}
+    return Plan(
+        preset=preset.name,
+        machine=machine.describe(),
+        precision=precision,
+        parameters=counts["total"],
+        parameters_by_part=counts,
+        memory_bytes=measured.memory_bytes,
+        memory_by_part={**known, "activations and program": max(measured.memory_bytes - sum(known.values()), 0)},
+        disk_bytes=5 * checkpoint_bytes,  # current, two before it, the best, and the one being written
+        tokens_per_s=round(measured.tokens_per_s, 1),
+        tokens=tokens,
+        seconds=round(tokens / measured.tokens_per_s, 1),
+    )
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_tensor_bytes(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_tensor_bytes(item) for item in value)
+    return 0
+
+
+def _sources(preset: Preset) -> list[Source] | None:
+    """The training sources, where the plan depends on them: a vocabulary or a budget that the text decides."""
+    if (
+        preset.tokenizer.type != "char"
+        and Schedule(preset.train, seq_length=preset.model.seq_length, tokens_per_step=1).unit != "epochs"
+    ):
+        return None
+    section = preset.data
+    corpus = open_corpus(
+        section,
+        seed=preset.train.seed,
+        eval_tokens=preset.train.eval_tokens,
+        run_dir=None,
+        quarantine=Quarantine(None, section.max_bad_fraction),
+    )
+    return corpus.train
+
+
+def _tokenizer(preset: Preset, sources: list[Source] | None) -> Tokenizer | None:
+    if preset.tokenizer.type == "bpe" or (sources is None and preset.tokenizer.type != "pretrained"):
+        return None  # its size is what the preset says, and training one takes longer than the plan
+    return build_tokenizer(preset.tokenizer, sources or [])
+
+
+def _run_tokens(preset: Preset, sources: list[Source] | None, tokenizer: Tokenizer | None) -> int:
+    """Trained tokens of the run; 0 where that depends on data that was not opened."""
+    per_step = preset.train.per_gpu_batch_size * preset.train.accumulation_steps * preset.model.seq_length
+    schedule = Schedule(preset.train, seq_length=preset.model.seq_length, tokens_per_step=per_step)
+    if schedule.unit == "tokens":
+        return schedule.amount
+    if schedule.unit == "steps":
+        return schedule.amount * per_step
+    return schedule.amount * sum(_source_tokens(source, tokenizer) for source in sources or [])
+
+
+def _source_tokens(source: Source, tokenizer: Tokenizer | None) -> int:
+    """Tokens of one pass, extrapolated from its beginning."""
+    characters = documents = 0
+    progress, text = 0.0, ""
+    for document, _ in source.read({}):
+        characters += len(document.text)
+        documents += 1
+        progress = document.progress
+        text = text or document.text[:50_000]
+        if characters >= SAMPLE_CHARACTERS and progress > 0:
+            break
+    else:
+        progress = 1.0
+    rate = CHARACTERS_A_TOKEN if tokenizer is None else max(len(text), 1) / max(len(tokenizer.encode(text)), 1)
+    return round((characters / rate + documents) / max(progress, 1e-6))
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmloop" / "plans.json"
+
+
+def _cache_key(preset: Preset, machine: Machine) -> str:
+    return f"{machine.fingerprint}-{torch.__version__}-{preset_hash(preset)[:16]}"
+
+
+def _read_cache() -> dict[str, dict[str, Any]]:
+    try:
+        cache = json.loads(_cache_path().read_text())
+    except (OSError, ValueError):
+        return {}
+    return cache if isinstance(cache, dict) else {}
+
+
+def _remember(preset: Preset, plan: Plan) -> None:
+    """Keep the plan for the menu; a cache that cannot be written is only slower."""
+    try:
+        _cache_path().parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(_cache_path(), json.dumps({**_read_cache(), _cache_key(preset, this_machine()): plan.as_dict()}))
+    except OSError:
+        return

@@ -1,0 +1,493 @@
+"""What a preset may say: every key, its default, its bounds and its meaning.
+
+This is the only place where a default lives. `docs/presets.md` and `docs/preset.schema.json` are generated from the
+descriptions below, so a key that is not described here cannot be used and a key described here cannot go undocumented.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TOKENS_PER_RUN = 100_000_000
+"""Trained tokens of one run, for a preset that sets no budget of its own."""
+
+Count = Annotated[int, Field(ge=1, le=10**15, strict=True)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**15, strict=True)]
+Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
+Length = Annotated[int, Field(ge=1, le=16_777_216, strict=True)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, strict=True, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, le=1e12, strict=True, allow_inf_nan=False)]
+PositiveOrZero = Annotated[float, Field(ge=0.0, le=1e12, strict=True, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=1_000_000)]
+Name = Annotated[str, Field(min_length=1, max_length=4_096)]
+
+
+class Section(BaseModel):
+    """A part of a preset: closed (an unknown key is an error), strict (`"yes"` is not true) and read-only once loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The network that is trained from scratch."""
+
+    architecture: Literal["decoder", "gpt2"] = Field(
+        "decoder",
+        description="`decoder` is shaped like Qwen3 (RMSNorm, rotary positions, per-head QK-norm, SwiGLU); `gpt2` like "
+        "GPT-2 (LayerNorm, GELU, learned positions).",
+    )
+    hidden_size: Width = Field(256, description="Width of the residual stream.")
+    num_layers: Annotated[int, Field(ge=1, le=1_024, strict=True)] = Field(4, description="Number of blocks.")
+    num_heads: Annotated[int, Field(ge=1, le=1_024, strict=True)] = Field(4, description="Query heads.")
+    num_kv_heads: Annotated[int, Field(ge=1, le=1_024, strict=True)] | None = Field(
+        None, description="Key and value heads (grouped-query attention); default: as many as query heads."
+    )
+    head_dim: Annotated[int, Field(ge=2, le=1_024, strict=True)] | None = Field(
+        None, description="Width of one head; default: hidden_size / num_heads."
+    )
+    intermediate_size: Annotated[int, Field(ge=1, le=1_048_576, strict=True)] | None = Field(
+        None,
+        description="Width of the feed-forward layer; default: 8/3 of hidden_size rounded up to a multiple of 64 "
+        "(`decoder`), 4 times hidden_size (`gpt2`).",
+    )
+    seq_length: Length = Field(512, description="Context in tokens: the longest row that is trained and evaluated.")
+    tie_embeddings: bool = Field(True, description="The output head shares the embedding's matrix.")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
+        0.0, description="Dropout on embeddings and on what each block adds, while training."
+    )
+    rope_theta: Positive = Field(10_000.0, description="Base of the rotary position frequencies (`decoder`).")
+    norm_eps: Positive = Field(1e-6, description="Epsilon of the normalisation layers.")
+    position_scaling: Literal["none", "linear", "yarn"] = Field(
+        "none",
+        description="How rotary positions are stretched when `seq_length` exceeds `original_seq_length`: position "
+        "interpolation (`linear`, arXiv 2306.15595) or `yarn` (arXiv 2309.00071).",
+    )
+    original_seq_length: Length | None = Field(
+        None, description="The context the weights were first trained at; needed by `position_scaling`."
+    )
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> ModelSection:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}: change one, or set head_dim"
+            )
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.architecture == "decoder" and self.resolved_head_dim % 2:
+            raise ValueError(f"head width {self.resolved_head_dim} is odd: rotary positions need an even one")
+        if self.architecture == "gpt2":
+            if self.num_kv_heads not in (None, self.num_heads):
+                raise ValueError("num_kv_heads: GPT-2 has no grouped-query attention; leave it out or use `decoder`")
+            if self.head_dim is not None and self.head_dim * self.num_heads != self.hidden_size:
+                raise ValueError("head_dim: in GPT-2 it is hidden_size / num_heads; leave it out or use `decoder`")
+            if self.position_scaling != "none":
+                raise ValueError("position_scaling: GPT-2 learns its positions; a longer seq_length extends the table")
+        if self.position_scaling != "none" and self.original_seq_length is None:
+            raise ValueError(f"position_scaling '{self.position_scaling}' needs original_seq_length")
+        return self
+
+    @property
+    def resolved_head_dim(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def resolved_kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def resolved_intermediate_size(self) -> int:
+        """Width of the feed-forward layer."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        if self.architecture == "gpt2":
+            return 4 * self.hidden_size
+        return -(-self.hidden_size * 8 // 3 // 64) * 64
+
+
+class TokenizerSection(Section):
+    """How text becomes tokens."""
+
+    type: Literal["char", "bpe", "pretrained"] = Field(
+        "bpe",
+        description="`char`: a token for each character of the corpus, bytes for the rest; `bpe`: byte-pair encoding "
+        "trained on the preset's own sources; `pretrained`: from a folder or a hub id.",
+    )
+    vocab_size: Annotated[int, Field(ge=256, le=1_000_000, strict=True)] = Field(
+        8_192, description="Rows of the vocabulary, special tokens included (`bpe`)."
+    )
+    path: Name | None = Field(None, description="Folder or hub id of a `pretrained` tokenizer.")
+    revision: Name | None = Field(None, description="Commit or tag of a hub id.")
+    train_bytes: Annotated[int, Field(ge=1_000, le=10**10, strict=True)] = Field(
+        10_000_000, description="Bytes of training text that a `char` or `bpe` tokenizer is built from."
+    )
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> TokenizerSection:
+        if self.type == "pretrained" and self.path is None:
+            raise ValueError("path: a pretrained tokenizer needs a folder or a hub id")
+        if self.type != "pretrained" and self.path is not None:
+            raise ValueError(f"path: only a pretrained tokenizer is read from a path; type is '{self.type}'")
+        return self
+
+
+class SourceBase(Section):
+    """What every source says of itself."""
+
+    weight: Annotated[float, Field(gt=0.0, le=1_000_000.0, strict=True, allow_inf_nan=False)] = Field(
+        1.0,
+        description="Share of rows under `weighted`; under `sequential`, how often the source is read in an epoch "
+        "(a whole number). Without meaning under `round_robin`.",
+    )
+    description: Text = Field("", description="For logs and the report.")
+    text_field: Name = Field("text", description="The field of a record that holds its text.")
+    fields: list[Name] | None = Field(None, description="Fields of a record that `format` combines.")
+    format: Text | None = Field(None, description="How `fields` become one text, for example `Q: {question}\\nA: {answer}`.")
+
+    @model_validator(mode="after")
+    def _format_fits_fields(self) -> SourceBase:
+        if (self.fields is None) != (self.format is None):
+            raise ValueError("fields and format belong together: set both or neither")
+        if self.fields is not None and self.format is not None:
+            missing = [name for name in self.fields if "{" + name + "}" not in self.format]
+            if missing:
+                raise ValueError(
+                    f"format does not use the field '{missing[0]}': write {{{missing[0]}}} in it or drop the field"
+                )
+        return self
+
+
+class FilesSource(SourceBase):
+    """Files on this machine: text, Markdown, JSON, JSONL, Parquet."""
+
+    type: Literal["files"] = Field("files", description="Files on this machine.")
+    path: Name = Field(description="A file or a folder, relative to the working directory; `~` is the home folder.")
+    is_directory: bool | None = Field(None, description="Checked against what is found at `path`; default: either.")
+    file_pattern: Name | None = Field(
+        None,
+        description="Which files of a folder, for example `*.txt`, `**/*.{txt,md}`; default: every known kind, recursively.",
+    )
+    exclude: list[Name] = Field(default_factory=list, description="Patterns of files to leave out.")
+    chunk_size: CountOrZero = Field(
+        0, description="Characters of a document cut from a text file; 0: a file is one document."
+    )
+    data_type: Literal["auto", "text", "json"] = Field(
+        "auto", description="`text`, `json` (JSON, JSONL and Parquet records), or by the file's ending."
+    )
+
+
+class HubSource(SourceBase):
+    """A data set of the Hugging Face hub, streamed."""
+
+    type: Literal["hub"] = Field("hub", description="A data set of the Hugging Face hub.")
+    dataset: Name = Field(description="`owner/name`.")
+    subset: Name | None = Field(None, description="The data set's configuration.")
+    split: Name = Field("train", description="Split of the data set.")
+    revision: Name | None = Field(
+        None, description="Commit or tag; default: what is current at the first start, then pinned."
+    )
+
+
+Source = Annotated[FilesSource | HubSource, Field(discriminator="type")]
+
+
+class SplitSection(Section):
+    """Which share of the documents is held out."""
+
+    validation: Annotated[float, Field(ge=0.0, le=0.5, strict=True, allow_inf_nan=False)] = Field(
+        0.1, description="Share of documents that validate."
+    )
+    test: Annotated[float, Field(ge=0.0, le=0.5, strict=True, allow_inf_nan=False)] = Field(
+        0.0, description="Share of documents that only `evaluate --split test` reads."
+    )
+
+
+class DataSection(Section):
+    """Where text comes from and in which order."""
+
+    sources: list[Source | Name] = Field(
+        default_factory=list, max_length=1_000, description="Sources in order: a built-in name or an object with a `type`."
+    )
+    mix_strategy: Literal["round_robin", "sequential", "weighted"] = Field(
+        "round_robin",
+        description="Which source the next row comes from: each in turn, one after the other in strict order, or by weight.",
+    )
+    source_weights: list[Positive] | dict[str, Positive] | None = Field(
+        None, description="Weights for `weighted`, in the order of `sources` or by name; overrides the sources' own."
+    )
+    min_text_length: CountOrZero = Field(0, description="Documents with fewer characters are left out, and counted.")
+    shuffle: bool = Field(
+        False, description="Read the documents of a finite source in a seeded random order, new each epoch."
+    )
+    split: SplitSection = Field(default_factory=SplitSection, description="Held-out shares.")  # type: ignore[arg-type]
+    validation: list[Source | Name] | None = Field(None, description="Sources that validate, instead of a split.")
+    workers: Annotated[int, Field(ge=0, le=64, strict=True)] = Field(
+        1, description="Threads that read and tokenize ahead of training; 0: in turn with it. Never changes the order."
+    )
+    max_bad_fraction: Fraction = Field(
+        0.2, description="Training stops when more than this share of a source's rows is bad."
+    )
+
+    @field_validator("sources", "validation", mode="before")
+    @classmethod
+    def _hf_is_hub(cls, sources: object) -> object:
+        if not isinstance(sources, list):
+            return sources
+        return [{**s, "type": "hub"} if isinstance(s, dict) and s.get("type") == "hf" else s for s in sources]
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> DataSection:
+        if isinstance(self.source_weights, list) and len(self.source_weights) != len(self.sources):
+            raise ValueError(f"source_weights: {len(self.source_weights)} weights for {len(self.sources)} sources")
+        if self.mix_strategy == "sequential":
+            for source in self.sources:
+                if not isinstance(source, str) and source.weight != int(source.weight):
+                    raise ValueError(
+                        f"sources: weight {source.weight} under 'sequential' is a number of readings: use a whole one"
+                    )
+        if self.split.validation + self.split.test >= 1.0:
+            raise ValueError("split: validation and test leave nothing to train on")
+        return self
+
+
+class Stage(Section):
+    """A part of the run at one row length."""
+
+    length: Length = Field(description="Tokens of a row.")
+    epochs: Count | None = Field(None, description="Epochs at this length.")
+    tokens: Count | None = Field(None, description="Trained tokens at this length.")
+
+
+class Ramp(Section):
+    """Row length that grows linearly with the share of the run that is done."""
+
+    start: Length = Field(description="Length at the beginning.")
+    end: Length = Field(description="Length from `until` on.")
+    until: Annotated[float, Field(gt=0.0, le=1.0, strict=True, allow_inf_nan=False)] = Field(
+        0.5, description="Share of the run after which `end` is reached."
+    )
+    multiple_of: Length = Field(8, description="Lengths are rounded down to a multiple of this (but never below `start`).")
+
+
+class TrainSection(Section):
+    """How the model is trained."""
+
+    per_gpu_batch_size: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = Field(
+        32, description="Rows of `seq_length` tokens in one forward pass on one device. Shorter rows come in greater number."
+    )
+    accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = Field(
+        1, description="Forward and backward passes for one update."
+    )
+    epochs: Count | None = Field(None, description="Budget: passes over the data.")
+    max_steps: Count | None = Field(None, description="Budget: updates.")
+    num_tokens: Count | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMBT]?$")] | None = Field(
+        None,
+        description='Total trained tokens over all runs, for example "10B"; each run adds its 100 M until it is reached.',
+    )
+    sequence_schedule: list[Length] | list[Stage] | Ramp | None = Field(
+        None,
+        description="Row lengths over the run: a list of lengths, of stages, or a ramp; default: `seq_length` throughout.",
+    )
+    epochs_per_length: dict[str, Count] | None = Field(None, description="Epochs for each length of `sequence_schedule`.")
+
+    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+        "adamw",
+        description="`muon` (orthogonalised momentum) is for the blocks' matrices; everything else stays with AdamW.",
+    )
+    learning_rate: Positive = Field(1e-3, description="Peak learning rate.")
+    muon_learning_rate: Positive = Field(0.02, description="Peak learning rate of the matrices under `muon`.")
+    lr_schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="After warm-up: cosine, stable then linear decay (`wsd`), or constant."
+    )
+    warmup_steps: CountOrZero | None = Field(None, description="Updates of linear warm-up; overrides `warmup_fraction`.")
+    warmup_fraction: Fraction = Field(0.02, description="Share of the run that warms up.")
+    decay_fraction: Fraction = Field(0.2, description="Share of the run that decays, at its end (`wsd`).")
+    min_lr_fraction: Fraction = Field(0.1, description="Final learning rate as a share of the peak (`cosine`, `wsd`).")
+    weight_decay: PositiveOrZero = Field(0.1, description="Decoupled weight decay, on matrices only.")
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
+        0.9, description="Adam's beta 1."
+    )
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
+        0.95, description="Adam's beta 2."
+    )
+    adam_eps: Positive = Field(1e-8, description="Adam's epsilon.")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
+        0.95, description="Momentum of `muon` and `sgd`."
+    )
+    max_grad_norm: PositiveOrZero = Field(1.0, description="Gradient norm above which gradients are scaled down; 0: never.")
+
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the matrix products; weights stay in fp32. `auto`: bf16 where it is the faster."
+    )
+    compile: bool | Literal["auto"] = Field("auto", description="`torch.compile`; `auto`: on CUDA only.")
+    activation_checkpointing: bool = Field(
+        False, description="Recompute blocks in the backward pass: less memory, more time."
+    )
+    threads: Annotated[int, Field(ge=1, le=4_096, strict=True)] | None = Field(
+        None, description="CPU threads of the arithmetic; default: the machine's cores."
+    )
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = Field(0, description="Seed of everything that is random.")
+
+    log_every_steps: Count = Field(10, description="Updates between lines of `metrics.jsonl`.")
+    eval_every_steps: Count = Field(250, description="Updates between evaluations.")
+    eval_tokens: Count = Field(200_000, description="Tokens of held-out text that an evaluation reads, at the most.")
+    sample_every_steps: CountOrZero = Field(250, description="Updates between sample texts; 0: none.")
+    save_every_steps: Count | None = Field(None, description="Updates between checkpoints, besides `save_every_minutes`.")
+    save_every_minutes: Positive = Field(5.0, description="Minutes between checkpoints.")
+    early_stopping_evals: Count | None = Field(
+        None, description="Stop after this many evaluations in a row without a better validation loss."
+    )
+    max_bad_steps: Count = Field(
+        3, description="Non-finite updates in a row that are skipped before rolling back to a checkpoint."
+    )
+    max_rollbacks: CountOrZero = Field(2, description="Rollbacks, each at half the learning rate, before training stops.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lengths_in_order(cls, values: object) -> object:
+        """Keys of `epochs_per_length` as text (YAML has numbers, JSON text), in the order of `sequence_schedule`."""
+        if not isinstance(values, dict) or not isinstance(values.get("epochs_per_length"), dict):
+            return values
+        epochs = {str(length): count for length, count in values["epochs_per_length"].items()}
+        lengths = values.get("sequence_schedule")
+        order = [str(length) for length in lengths] if isinstance(lengths, list) else []
+        ordered = {length: epochs[length] for length in order if length in epochs}
+        return {**values, "epochs_per_length": {**ordered, **epochs}}
+
+    @field_validator("num_tokens")
+    @classmethod
+    def _some_tokens(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str) and (len(value) > 30 or not 1 <= _tokens(value) <= 10**15):
+            raise ValueError(f"'{value[:30]}' is not allowed; it is from 1 to 1000T tokens")
+        return value
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainSection:
+        if self.sequence_schedule == []:
+            raise ValueError("sequence_schedule: empty; give at least one length, or leave it out")
+        staged = isinstance(self.sequence_schedule, list) and any(isinstance(s, Stage) for s in self.sequence_schedule)
+        named = [k for k in ("epochs", "max_steps", "num_tokens", "epochs_per_length") if getattr(self, k) is not None]
+        if staged:
+            named.append("sequence_schedule")
+        if len(named) > 1:
+            raise ValueError(f"{named[0]} and {named[1]} are both budgets: keep one")
+        if self.epochs_per_length is not None:
+            lengths = self.sequence_schedule
+            if not isinstance(lengths, list) or [str(length) for length in lengths] != list(self.epochs_per_length):
+                raise ValueError("epochs_per_length: needs a sequence_schedule with the same lengths, each once")
+        if staged:
+            stages = [s for s in self.sequence_schedule if isinstance(s, Stage)]  # type: ignore[union-attr]
+            kinds = {"epochs" if s.epochs is not None else "tokens" for s in stages}
+            if len(kinds) > 1 or any((s.epochs is None) == (s.tokens is None) for s in stages):
+                raise ValueError("sequence_schedule: give every stage `epochs`, or every stage `tokens`")
+        return self
+
+    @property
+    def total_tokens(self) -> int | None:
+        """`num_tokens` as a number."""
+        return _tokens(self.num_tokens) if isinstance(self.num_tokens, str) else self.num_tokens
+
+
+def _tokens(text: str) -> int:
+    """`"10B"` as a number."""
+    scale = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}.get(text[-1], 1)
+    return round(float(text.rstrip("KMBT")) * scale)
+
+
+class GenerationSection(Section):
+    """How the model writes: samples while training, `generate`, `chat`."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=100.0, strict=True, allow_inf_nan=False)] = Field(
+        0.8, description="0: always the likeliest token."
+    )
+    top_k: CountOrZero = Field(0, description="Keep the k likeliest tokens; 0: all.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0, strict=True, allow_inf_nan=False)] = Field(
+        0.95, description="Keep the likeliest tokens that together have this probability."
+    )
+    min_p: Fraction = Field(0.0, description="Drop tokens less likely than this share of the likeliest one's probability.")
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0, strict=True, allow_inf_nan=False)] = Field(
+        1.0, description="Divides the logits of tokens already seen (arXiv 1909.05858); 1: off."
+    )
+    no_repeat_ngram_size: CountOrZero = Field(0, description="No n-gram of this size is written twice; 0: off.")
+    max_new_tokens: Count = Field(200, description="Longest continuation.")
+    stop: list[Name] = Field(default_factory=list, description="Texts at which writing ends; they are left out.")
+    prompts: list[Text] = Field(
+        default_factory=lambda: [""], description="Beginnings of the samples written while training."
+    )
+    chat_format: Text = Field("{user}", description="How a turn of `chat` becomes a prompt, for example `Q: {user}\\nA:`.")
+
+
+class AuxiliarySection(Section):
+    """The model's own reasoning modules; all off by default."""
+
+    enable_policy: bool = Field(False, description="Policy head.")
+    enable_value: bool = Field(False, description="Value head.")
+    enable_dynamics: bool = Field(False, description="Latent dynamics.")
+    enable_span_contrastive: bool = Field(False, description="Span contrastive loss.")
+    enable_adaptive_sources: bool = Field(False, description="Source weights that follow learning progress.")
+    policy_kl_weight: PositiveOrZero = Field(0.05, description="Coefficient of the policy head's loss.")
+    value_weight: PositiveOrZero = Field(0.05, description="Coefficient of the value head's loss.")
+    dynamics_weight: PositiveOrZero = Field(0.05, description="Coefficient of the dynamics' loss.")
+    span_contrastive_weight: PositiveOrZero = Field(0.05, description="Coefficient of the contrastive loss.")
+    span_mask_fraction: Fraction = Field(0.15, description="Share of a row that a span covers.")
+    span_contrastive_temperature: Positive = Field(0.07, description="Temperature of InfoNCE.")
+    span_l2_normalize: bool = Field(True, description="Compare spans by cosine.")
+    adaptive_interval_tokens: Count = Field(5_000_000, description="Tokens between updates of the source weights.")
+    adaptive_min_weight: Positive = Field(0.5, description="Lowest source weight.")
+    adaptive_max_weight: Positive = Field(3.0, description="Highest source weight.")
+    adaptive_smoothing: Fraction = Field(0.9, description="Share of the old weight that an update keeps.")
+
+    @property
+    def enabled(self) -> list[str]:
+        """Names of the modules that are switched on."""
+        return [name for name, value in self if name.startswith("enable_") and value]
+
+
+class TrackingSection(Section):
+    """Where metrics go besides `metrics.jsonl` and the report."""
+
+    tensorboard: bool = Field(False, description="Write TensorBoard event files under the run's folder.")
+    wandb: bool = Field(False, description="Log to Weights & Biases; works offline too (WANDB_MODE=offline).")
+    wandb_project: Name = Field("lmloop", description="Project of Weights & Biases.")
+
+
+class Preset(Section):
+    """One training run: what is trained, on what, how."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="Name of the preset: letters, digits, `.`, `_`, `-`."
+    )
+    description: Text = Field("", description="The line in the menu.")
+    output_dir: Name | None = Field(
+        None, description="The run's folder, relative to the working directory; default: `checkpoints/<name>`."
+    )
+    model: ModelSection = Field(default_factory=ModelSection, description="The network.")  # type: ignore[arg-type]
+    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="Text to tokens.")  # type: ignore[arg-type]
+    data: DataSection = Field(default_factory=DataSection, description="Sources and their order.")  # type: ignore[arg-type]
+    train: TrainSection = Field(default_factory=TrainSection, description="Budget, optimizer, evaluation.")  # type: ignore[arg-type]
+    generation: GenerationSection = Field(default_factory=GenerationSection, description="How the model writes.")  # type: ignore[arg-type]
+    auxiliary: AuxiliarySection = Field(default_factory=AuxiliarySection, description="Reasoning modules.")  # type: ignore[arg-type]
+    tracking: TrackingSection = Field(default_factory=TrackingSection, description="Where metrics go.")  # type: ignore[arg-type]
+
+    @model_validator(mode="after")
+    def _rows_fit_the_context(self) -> Preset:
+        schedule = self.train.sequence_schedule
+        if isinstance(schedule, Ramp):
+            lengths = [schedule.start, schedule.end]
+        else:
+            lengths = [stage.length if isinstance(stage, Stage) else stage for stage in schedule or []]
+        if max(lengths, default=0) > self.model.seq_length:
+            raise ValueError(
+                f"train.sequence_schedule: length {max(lengths)} is longer than model.seq_length {self.model.seq_length}: "
+                "raise that or shorten the rows"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> str:
+        """The run's folder, relative to the working directory."""
+        return self.output_dir or f"checkpoints/{self.name}"

@@ -1,0 +1,163 @@
+"""What the model is fed: rows of tokens with what is trained in them.
+
+Shape legend, used throughout the project: B rows, T positions, D width of the residual stream, V vocabulary, H query
+heads, K key/value heads, E width of one head, F width of the feed-forward layer, N positions of several rows in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row before it is put into a batch; arrays of T elements.
+
+    `segments_T` numbers the documents of the row from 0 on: tokens of different segments do not see each other, and
+    positions restart with each. `documents` names them in that order, for the record.
+    """
+
+    tokens_T: np.ndarray
+    targets_T: np.ndarray
+    weights_T: np.ndarray
+    segments_T: np.ndarray
+    source: int
+    documents: tuple[str, ...]
+
+    @property
+    def trained_tokens(self) -> int:
+        """Targets with a weight: what budgets and throughput count."""
+        return int(np.count_nonzero(self.weights_T))
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows of equal length as they come from packing: what a step is cut from, without an object for each row.
+
+    tokens_BT and targets_BT are int64, weights_BT is fp32, segments_BT int32, source_B int64; see Row.
+    """
+
+    tokens_BT: np.ndarray
+    targets_BT: np.ndarray
+    weights_BT: np.ndarray
+    segments_BT: np.ndarray
+    source_B: np.ndarray
+    documents_B: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.documents_B)
+
+    def row(self, index: int) -> Row:
+        """One of the rows."""
+        return Row(
+            tokens_T=self.tokens_BT[index],
+            targets_T=self.targets_BT[index],
+            weights_T=self.weights_BT[index],
+            segments_T=self.segments_BT[index],
+            source=int(self.source_B[index]),
+            documents=self.documents_B[index],
+        )
+
+    @staticmethod
+    def merge(parts: Sequence[tuple[np.ndarray, RowBlock]]) -> RowBlock:
+        """One block of several, each with the places where its rows go; together the places are 0 to the number of rows."""
+        if len(parts) == 1:
+            return parts[0][1]
+        places = np.concatenate([place for place, _ in parts])
+        order = np.argsort(places)
+
+        def put(arrays: list[np.ndarray]) -> np.ndarray:
+            merged = np.empty((len(places), *arrays[0].shape[1:]), arrays[0].dtype)
+            for (place, _), array in zip(parts, arrays, strict=True):
+                merged[place] = array
+            return merged
+
+        documents = [names for _, block in parts for names in block.documents_B]
+        return RowBlock(
+            tokens_BT=put([block.tokens_BT for _, block in parts]),
+            targets_BT=put([block.targets_BT for _, block in parts]),
+            weights_BT=put([block.weights_BT for _, block in parts]),
+            segments_BT=put([block.segments_BT for _, block in parts]),
+            source_B=put([block.source_B for _, block in parts]),
+            documents_B=[documents[index] for index in order.tolist()],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of equal length.
+
+    tokens_BT and targets_BT are int64; weights_BT is fp32, 0 where nothing is trained; segments_BT is int32, or None
+    when every row is one segment (then plain causal attention is exact, and faster); source_B is int64.
+    """
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    weights_BT: Tensor
+    segments_BT: Tensor | None
+    source_B: Tensor
+    documents_B: tuple[tuple[str, ...], ...]
+
+    @staticmethod
+    def from_rows(rows: Sequence[Row]) -> Batch:
+        """Stack rows of equal length."""
+        assert len({len(row.tokens_T) for row in rows}) == 1, [len(row.tokens_T) for row in rows]
+        segments_BT = np.stack([row.segments_T for row in rows])
+        single = bool((segments_BT == segments_BT[:, :1]).all())
+        return Batch(
+            tokens_BT=torch.from_numpy(np.stack([row.tokens_T for row in rows]).astype(np.int64)),
+            targets_BT=torch.from_numpy(np.stack([row.targets_T for row in rows]).astype(np.int64)),
+            weights_BT=torch.from_numpy(np.stack([row.weights_T for row in rows]).astype(np.float32)),
+            segments_BT=None if single else torch.from_numpy(segments_BT.astype(np.int32)),
+            source_B=torch.tensor([row.source for row in rows]),
+            documents_B=tuple(row.documents for row in rows),
+        )
+
+    @staticmethod
+    def from_block(block: RowBlock, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` of a block, sharing its memory."""
+        segments_BT = block.segments_BT[start:stop]
+        return Batch(
+            tokens_BT=torch.from_numpy(block.tokens_BT[start:stop]),
+            targets_BT=torch.from_numpy(block.targets_BT[start:stop]),
+            weights_BT=torch.from_numpy(block.weights_BT[start:stop]),
+            # A row starts with segment 0, so it is one segment if there is no other number in it.
+            segments_BT=torch.from_numpy(segments_BT) if segments_BT.any() else None,
+            source_B=torch.from_numpy(block.source_B[start:stop]),
+            documents_B=tuple(block.documents_B[start:stop]),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        if self.tokens_BT.device == device:
+            return self
+        return Batch(
+            tokens_BT=self.tokens_BT.to(device, non_blocking=True),
+            targets_BT=self.targets_BT.to(device, non_blocking=True),
+            weights_BT=self.weights_BT.to(device, non_blocking=True),
+            segments_BT=None if self.segments_BT is None else self.segments_BT.to(device, non_blocking=True),
+            source_B=self.source_B.to(device, non_blocking=True),
+            documents_B=self.documents_B,
+        )
+
+    @property
+    def trained_tokens(self) -> int:
+        """Targets with a weight."""
+        return int(self.weights_BT.count_nonzero())
+
+
+def positions_in_segments(segments_BT: Tensor) -> Tensor:
+    """Position of each token counted from the start of its segment, int64 [B, T].
+
+    A segment is a run of equal numbers within a row.
+    """
+    index_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    start_index_BT = torch.where(starts_BT, index_T, index_T.new_zeros(())).cummax(dim=1).values
+    return index_T - start_index_BT

@@ -1,0 +1,133 @@
+"""Pretrained tokenizers, from a folder or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from lmloop.tokens.tokenizer import END_OF_TEXT, PAD, Tokenizer
+
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+_SPARE = ("<|finetune_right_pad_id|>", PAD, "<pad>", "[PAD]", "<|padding|>", "<|PAD_TOKEN|>")
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_KEPT = (*_NAMED, "model_max_length", "chat_template")
+
+
+def read_pretrained(path: str, revision: str | None) -> Tokenizer:
+    """The tokenizer of a folder, or else of the hub's repository `path` at `revision`.
+
+    Raises:
+        ValueError: there is none, or it cannot be read. One line.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return read_folder(folder)
+    if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ValueError(f"tokenizer.path: {path} is not a folder: name one that holds tokenizer.json, or a hub id")
+
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def fetch(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(path, name, revision=revision))
+        except LocalEntryNotFoundError:  # no network, and not in the cache either: not the same as a missing file
+            raise
+        except EntryNotFoundError:
+            return None
+
+    try:
+        return _read(path, fetch, revision)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"tokenizer.path: {path} is no folder here and not to be had from the hub ({reason})") from None
+
+
+def read_folder(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder. ValueError, one line."""
+
+    def fetch(name: str) -> Path | None:
+        return folder / name if (folder / name).is_file() else None
+
+    try:
+        return _read(str(folder), fetch, None)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"tokenizer.path: {folder} holds no tokenizer that can be read ({reason})") from None
+
+
+def _read(path: str, fetch: Callable[[str], Path | None], revision: str | None) -> Tokenizer:
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # older folders name the tokens in the former
+        config |= _json(fetch(name))
+    template = fetch("chat_template.jinja")
+    if template is not None:
+        config["chat_template"] = template.read_text(encoding="utf-8")
+    file = fetch("tokenizer.json")
+    backend = _backend(file.read_text(encoding="utf-8")) if file else _converted(path, revision)
+    kept = {key: config[key] for key in _KEPT if config.get(key) is not None}
+    for key in _NAMED:
+        if isinstance(kept.get(key), dict):  # older folders write the token with its options
+            kept[key] = kept[key]["content"]
+    kept["eos_token"] = kept.get("eos_token") or _first_known(backend, _ENDS) or END_OF_TEXT
+    _make_control(backend, kept["eos_token"])
+    if kept.get("pad_token") in (None, kept["eos_token"]):
+        kept["pad_token"] = _spare(backend) or PAD
+    for key in ("pad_token", "bos_token"):
+        if key in kept:
+            _make_control(backend, kept[key])
+    return Tokenizer(backend, kept)
+
+
+def _json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return content
+
+
+def _backend(text: str) -> Backend:
+    try:
+        return Backend.from_str(text)
+    except Exception as error:  # the library raises the base class
+        raise ValueError(f"tokenizer.json: {error}") from None
+
+
+def _converted(path: str, revision: str | None) -> Backend:
+    """The tokenizer of a folder without tokenizer.json (older SentencePiece models), converted by transformers."""
+    from transformers import AutoTokenizer
+
+    try:
+        # Without code from the repository, which is what trust_remote_code would run.
+        converted = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
+    except (ImportError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"there is no tokenizer.json, and the rest cannot be converted: {error}") from None
+    if not getattr(converted, "is_fast", False):
+        raise ValueError("there is no tokenizer.json, and the rest cannot be converted")
+    return Backend.from_str(converted.backend_tokenizer.to_str())
+
+
+def _first_known(backend: Backend, tokens: tuple[str, ...]) -> str | None:
+    return next((token for token in tokens if backend.token_to_id(token) is not None), None)
+
+
+def _spare(backend: Backend) -> str | None:
+    """A control token that the tokenizer has and nothing uses: it pads before a row is added to the embedding."""
+    known = _first_known(backend, _SPARE)
+    if known is not None:
+        return known
+    added = sorted((index, token) for index, token in backend.get_added_tokens_decoder().items())
+    spare = (t.content for _, t in added if t.special and any(word in t.content for word in ("pad", "reserved", "unused")))
+    return next(spare, None)
+
+
+def _make_control(backend: Backend, token: str) -> None:
+    """Mark a token as a control token, which decoding leaves out; a token that is not there gets a new row."""
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])

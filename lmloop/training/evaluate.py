@@ -1,0 +1,141 @@
+"""Cross-entropy, perplexity and bits per byte on text that is not trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lmloop.data.document import Document, Position
+from lmloop.data.source import Source
+from lmloop.models.base import LanguageModel
+from lmloop.objectives.language import LanguageObjective
+from lmloop.tokens.batch import Batch, Row
+from lmloop.tokens.packing import Lane
+from lmloop.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured; sums over all documents."""
+
+    nll_sum: float
+    """Negative log-likelihood of all targets, in nats."""
+    tokens: int
+    bytes: int
+    """UTF-8 length of the documents."""
+
+    @property
+    def cross_entropy(self) -> float:
+        """Nats per token."""
+        return self.nll_sum / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(cross-entropy)."""
+        return math.exp(min(self.cross_entropy, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable over tokenizers. The end of each document is predicted too, and counted in the bits."""
+        return self.nll_sum / math.log(2) / self.bytes
+
+    def as_dict(self) -> dict[str, float | int]:
+        """As `evaluate --json` prints it."""
+        return {
+            "cross_entropy": self.cross_entropy,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+        }
+
+
+class _Counted:
+    """A source that counts the bytes it gave and ends after `max_tokens` targets."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, max_tokens: int | None) -> None:
+        self.name = source.name
+        self.source = source
+        self.tokenizer = tokenizer
+        self.left = max_tokens
+        self.bytes = 0
+
+    def parents(self) -> list[str] | None:
+        return self.source.parents()
+
+    def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
+        for document, after in self.source.read(position, epoch):
+            text = document.text
+            if self.left is not None:
+                if self.left < 2:
+                    return
+                targets = len(self.tokenizer.encode(text)) + 1
+                if targets > self.left:  # the last document is cut, by characters so that its bytes are known
+                    text = text[: max(int(len(text) * (self.left - 1) / targets), 1)]
+                    targets = self.left
+                self.left -= targets
+            self.bytes += len(text.encode("utf-8", errors="replace"))
+            yield Document(document.id, document.parent, text, document.progress), after
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out text in rows, ready to be evaluated again and again."""
+
+    batches: list[Batch]
+    bytes: int
+
+
+def _rows(lane: Lane, length: int) -> Iterator[Row]:
+    while (row := lane.take(length)) is not None:
+        yield row
+
+
+def held_out(sources: Sequence[Source], tokenizer: Tokenizer, *, length: int, rows: int, max_tokens: int | None) -> HeldOut:
+    """Read the sources into batches of `rows` rows of `length` tokens, the budget of tokens dealt equally among them."""
+    batches, total_bytes = [], 0
+    share = None if max_tokens is None else max(max_tokens // max(len(sources), 1), 2)
+    for source in sources:
+        counted = _Counted(source, tokenizer, share)
+        pending: list[Row] = []
+        for row in _rows(Lane(counted, tokenizer), length):
+            pending.append(row)
+            if len(pending) == rows:
+                batches.append(Batch.from_rows(pending))
+                pending = []
+        if pending:
+            batches.append(Batch.from_rows(pending))
+        total_bytes += counted.bytes
+    return HeldOut(batches, total_bytes)
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    data: HeldOut,
+    device: torch.device,
+    *,
+    autocast: bool,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Evaluate at full length; None when `should_stop` asked to leave it."""
+    objective = LanguageObjective()
+    was_training = model.training
+    model.eval()
+    nll_sum, tokens = 0.0, 0
+    try:
+        for batch in data.batches:
+            if should_stop():
+                return None
+            batch = batch.to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                nll_BT = objective.token_losses(model, batch)
+            trained_BT = batch.weights_BT > 0
+            nll_sum += float(nll_BT[trained_BT].double().sum())
+            tokens += int(trained_BT.sum())
+    finally:
+        model.train(was_training)
+    return Evaluation(nll_sum, tokens, data.bytes) if tokens else None

@@ -1,0 +1,43 @@
+"""Line files of a run (`metrics.jsonl`, `samples.jsonl`): one JSON object a line, without gap or repetition over resumes.
+
+A checkpoint stores the `offset` of each such file at its step; resuming cuts the file back to it, so that the lines of the
+steps after that checkpoint are written a second time but stand there once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmloop import durable
+
+
+class MetricsFile:
+    """One line file; a missing one counts as empty. Writing needs the run's lock, OSError is the disk's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = durable.complete_size(path)
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the complete lines: what a checkpoint stores."""
+        return self._offset
+
+    def write(self, obj: Mapping[str, Any]) -> None:
+        """Append `obj` as a line; NaN and infinities become null. A line torn by a crash is cut off first."""
+        self._offset = durable.append_line(self.path, obj)
+
+    def truncate(self, offset: int) -> bool:
+        """Cut back to `offset`, which a checkpoint stored. Returns False where the file does not have that much any more."""
+        complete = durable.truncate_to(self.path, offset)
+        self._offset = durable.complete_size(self.path)
+        return complete
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk.
+
+        Called before a save, so that no checkpoint stores an offset that a power failure takes back.
+        """
+        durable.sync(self.path)

@@ -1,0 +1,106 @@
+"""When a checkpoint is due, what goes into it, and what happens when the disk refuses it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from lmloop.preset.schema import TrainSection
+from lmloop.training.checkpoint import CheckpointStore
+from lmloop.training.state import Progress
+
+RETRY_AFTER_S = 60.0
+"""A save that failed is tried again after this time, or at the next one that is due."""
+MAX_FAILED_SAVES = 3
+"""Failed saves in a row after which training stops: what it learns could not be kept."""
+
+
+class Snapshots:
+    """Saves the run.
+
+    `capture` gives the complete state without the counters; `restore` puts a state's weights and optimizer back.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: CheckpointStore,
+        section: TrainSection,
+        progress: Progress,
+        preset_hash: str,
+        capture: Callable[[], dict[str, Any]],
+        restore: Callable[[dict[str, Any]], None],
+        notice: Callable[[str], None],
+        after_save: Callable[[], None],
+        phase: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.store = store
+        self.section = section
+        self.progress = progress
+        self.preset_hash = preset_hash
+        self.capture = capture
+        self.restore = restore
+        self.notice = notice
+        self.after_save = after_save
+        self.phase = phase
+        self.failed: str | None = None
+        self._failures = 0
+        self._saved: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+        self._best_step: int | None = None
+
+    def best_reached(self) -> None:
+        """The weights of this step are the best so far: the next save, at this same step, keeps them as such."""
+        self._best_step = self.progress.step
+
+    def due(self) -> bool:
+        """It is time to save."""
+        step, every = self.progress.step, self.section.save_every_steps
+        since_s = time.monotonic() - self._saved_at
+        if self._failures:
+            return since_s >= RETRY_AFTER_S or (every is not None and step % every == 0)
+        if self._saved is None or self._best_step == step:
+            return True
+        if every is not None and step % every == 0 and self._saved["step"] != step:
+            return True
+        return since_s >= self.section.save_every_minutes * 60
+
+    def save(self) -> bool:
+        """Save now. False when it could not be done; `failed` is set when that is final."""
+        counters = self.progress.state_dict()
+        best = self._best_step == self.progress.step
+        if counters == self._saved and not best:
+            return True
+        try:
+            with self.phase():
+                self.store.save(
+                    {**self.capture(), "progress": counters},
+                    step=self.progress.step,
+                    tokens=self.progress.tokens,
+                    preset_hash=self.preset_hash,
+                    best=best,
+                )
+        except OSError as error:
+            self._failures += 1
+            self._saved_at = time.monotonic()
+            self.notice(f"{error} (attempt {self._failures} of {MAX_FAILED_SAVES})")
+            if self._failures >= MAX_FAILED_SAVES:
+                self.failed = str(error)
+            return False
+        self._failures = 0
+        self._saved, self._saved_at, self._best_step = counters, time.monotonic(), None
+        self.after_save()
+        return True
+
+    def mark_loaded(self) -> None:
+        """The run was just loaded: what is on disk is what is in memory."""
+        self._saved = self.progress.state_dict()
+
+    def restore_weights(self) -> int:
+        """Put back weights and optimizer of the newest checkpoint; its step."""
+        loaded = self.store.load("newest")
+        assert loaded is not None, "a run saves before its first step"
+        self.restore(loaded.state)
+        return loaded.state["progress"]["step"]

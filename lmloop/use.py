@@ -1,0 +1,144 @@
+"""What is done with a trained model: evaluate it, let it write, talk to it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from lmloop.data.corpus import open_corpus
+from lmloop.data.quarantine import Quarantine
+from lmloop.generation.engine import Engine
+from lmloop.hardware import pick_precision, this_machine
+from lmloop.preset.schema import DataSection, FilesSource, GenerationSection
+from lmloop.trained import Trained, find_run, load_trained
+from lmloop.training.evaluate import evaluate, held_out
+
+Which = Literal["best", "newest"]
+
+
+def _open(run: str | None, which: Which) -> tuple[Trained, torch.device]:
+    trained = load_trained(find_run(run), which)
+    for notice in trained.checkpoint.notices:
+        print(notice, file=sys.stderr)
+    machine = this_machine()
+    torch.set_num_threads(machine.cores)
+    trained.model.to(machine.torch_device)
+    return trained, machine.torch_device
+
+
+def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str) -> dict[str, Any]:
+    """Evaluate a run's model on a file, or on a split of its own data; the whole of it, in fp32."""
+    trained, device = _open(run, which)
+    preset = trained.preset
+    section = preset.data
+    if data is not None:
+        if not Path(data).expanduser().exists():
+            raise ValueError(f"--data {data}: no such file or folder")
+        section = DataSection.model_validate({"sources": [FilesSource(path=data)], "validation": [FilesSource(path=data)]})
+    quarantine = Quarantine(None, section.max_bad_fraction)
+    corpus = open_corpus(
+        section,
+        seed=preset.train.seed,
+        eval_tokens=preset.train.eval_tokens,
+        run_dir=trained.run_dir if data is None else None,
+        quarantine=quarantine,
+    )
+    for notice in corpus.notices:
+        print(notice, file=sys.stderr)
+    sources = corpus.test if split == "test" and data is None else corpus.validation
+    length = preset.model.seq_length
+    rows = max(16_384 // length, 1)
+    limit = preset.train.eval_tokens if data is None and split == "validation" else None
+    held = held_out(sources, trained.tokenizer, length=length, rows=rows, max_tokens=limit)
+    result = evaluate(trained.model, held, device, autocast=False)
+    if result is None:
+        remedy = "give data.split.test a share and train anew" if split == "test" else "nothing in it can be read as text"
+        raise ValueError(f"{data or trained.run_dir}: no text to evaluate: {remedy}")
+    return {
+        "run": str(trained.run_dir),
+        "checkpoint": trained.checkpoint.path.name,
+        "step": trained.checkpoint.manifest.step,
+        **result.as_dict(),
+    }
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    """The figures as a small table."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("run", f"{result['run']} ({result['checkpoint']}, step {result['step']:,})")
+    table.add_row("cross-entropy", f"{result['cross_entropy']:.4f} nats a token")
+    table.add_row("perplexity", f"{result['perplexity']:.2f}")
+    table.add_row("bits per byte", f"{result['bits_per_byte']:.4f}")
+    table.add_row("measured on", f"{result['tokens']:,} tokens, {result['bytes']:,} bytes")
+    Console().print(table)
+
+
+def _options(trained: Trained, changes: dict[str, Any]) -> GenerationSection:
+    """The preset's options with those of the command line."""
+    try:
+        return GenerationSection.model_validate({**trained.preset.generation.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg'].lower()} (got {first['input']!r})"
+        ) from None
+
+
+def _engine(trained: Trained, device: torch.device) -> Engine:
+    precision = pick_precision("auto", this_machine(), trained.preset.model.hidden_size)
+    return Engine(trained.model, trained.tokenizer, device, autocast=precision == "bf16" and device.type == "cuda")
+
+
+def generate_from_run(
+    run: str | None, which: Which, *, prompts: list[str], changes: dict[str, Any], seed: int, json_mode: bool
+) -> dict[str, Any]:
+    """Continue the prompts; streamed to the terminal when there is one prompt and nobody asked for JSON."""
+    trained, device = _open(run, which)
+    options = _options(trained, changes)
+    engine = _engine(trained, device)
+    if not json_mode and len(prompts) == 1:
+        write: Callable[[str], object] = sys.stdout.write
+        write(prompts[0])
+        for piece in engine.stream(prompts[0], options, seed=seed):
+            write(piece)
+            sys.stdout.flush()
+        write("\n")
+        return {}
+    written = engine.generate(prompts, options, seed=seed)
+    if not json_mode:
+        for prompt, one in zip(prompts, written, strict=True):
+            print(f"{prompt}{one.text}\n")
+        return {}
+    answers = [
+        {
+            "text": one.text,
+            "prompt_tokens": one.prompt_tokens,
+            "new_tokens": one.new_tokens,
+            "stopped_by": one.stopped_by,
+            "seconds": one.seconds,
+        }
+        for one in written
+    ]
+    return answers[0] if len(answers) == 1 else {"results": answers}
+
+
+def chat_with_run(run: str | None, which: Which, *, changes: dict[str, Any], seed: int, json_mode: bool) -> dict[str, Any]:
+    """A conversation on the terminal."""
+    from lmloop.generation.chat import chat
+
+    trained, device = _open(run, which)
+    turns = chat(
+        _engine(trained, device),
+        _options(trained, changes),
+        Console(stderr=json_mode),
+        title=f"{trained.run_dir} · step {trained.checkpoint.manifest.step:,}",
+        seed=seed,
+    )
+    return {"turns": turns}

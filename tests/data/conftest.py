@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmloop.data.document import Document, Position
+from lmloop.data.files import Files
+from lmloop.data.quarantine import Quarantine
+from lmloop.data.source import Source
+from lmloop.preset.schema import FilesSource
+
+
+class Opened:
+    """A `Files` with what it told: `notices`, and its `quarantine` as (file, line, reason)."""
+
+    def __init__(self, path: Path, max_bad_fraction: float = 1.0, **options: Any) -> None:
+        self.notices: list[str] = []
+        self.quarantine = Quarantine(None, max_bad_fraction)
+        self.bad: list[tuple[str, int, str]] = []
+        record = self.quarantine.bad
+
+        def remember(source: str, file: str, line: int, reason: str, excerpt: str = "") -> None:
+            self.bad.append((file, line, reason))
+            record(source, file, line, reason, excerpt)
+
+        self.quarantine.bad = remember  # type: ignore[method-assign]
+        section = FilesSource.model_validate({"path": str(path), **options})
+        self.source = Files("corpus", section, self.quarantine, self.notices.append)
+
+    def documents(self, position: Position | None = None) -> list[Document]:
+        return [document for document, _ in self.source.read(position or {})]
+
+    def texts(self) -> dict[str, str]:
+        return {document.id: document.text for document in self.documents()}
+
+
+@pytest.fixture
+def opened() -> Callable[..., Opened]:
+    return Opened
+
+
+def check_every_resume(source: Source, epoch: int = 0) -> list[str]:
+    """Read from every position there is: each must give exactly the rest. Returns the ids of the whole pass."""
+    import json
+
+    whole = list(source.read({}, epoch))
+    ids = [document.id for document, _ in whole]
+    for at, (_, position) in enumerate(whole):
+        travelled = json.loads(json.dumps(position))
+        rest = list(source.read(travelled, epoch))
+        assert [d for d, _ in rest] == [d for d, _ in whole[at + 1 :]], (at, position)
+        assert [p for _, p in rest] == [p for _, p in whole[at + 1 :]], (at, position)
+    assert len(set(ids)) == len(ids), ids
+    return ids
+
+
+@pytest.fixture
+def every_resume() -> Callable[..., list[str]]:
+    return check_every_resume
