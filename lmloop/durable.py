@@ -23,11 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-BUFFER_BYTES = 1 << 20
-"""Small writes are gathered up to this size."""
-
-PIECE_BYTES = 64 << 20
-"""Large writes are cut into pieces of this size."""
+BUFFER_BYTES = 1 << 20  # small writes are gathered up to this size
+PIECE_BYTES = 64 << 20  # large writes are cut into pieces of this size
 
 
 _NOT_IN_A_LINE = re.compile("[\u0085\u2028\u2029\ud800-\udfff]")

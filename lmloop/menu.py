@@ -9,16 +9,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmloop.preset.reading import LoadedPreset, list_presets
+from lmloop.preset.reading import LoadedPreset, list_presets, presets_folder
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 DEFAULT = "00_best_general"
 
 
 def main() -> int:
     """Show the menu, train what is chosen; the exit status."""
     console = Console()
-    folder = Path("configs") if Path("configs").is_dir() else CONFIGS
+    folder = presets_folder()
     listed = list_presets(folder)
     if not listed:
         console.print(f"no presets in {folder}/: put one there, or get the shipped ones back with `git checkout configs`")

@@ -58,12 +58,10 @@ def train(loaded: LoadedPreset, *, json_mode: bool = False) -> tuple[dict[str, A
         ValueError: the preset, its data or the folder's checkpoint do not allow it; nothing new is left on disk then.
     """
     run_dir = Path(loaded.preset.run_dir).expanduser()
-    display = Display(json_mode=json_mode)
-    for note in loaded.notes:
-        display.notice(note)
-    with _folder(run_dir), RunLock(run_dir), StopRequest() as should_stop:
-        run = _Run(loaded, run_dir, display, should_stop)
-        return run.train()
+    with Display(json_mode=json_mode) as display, _folder(run_dir), RunLock(run_dir), StopRequest() as should_stop:
+        for note in loaded.notes:
+            display.notice(note)
+        return _Run(loaded, run_dir, display, should_stop).train()
 
 
 @contextlib.contextmanager
@@ -218,7 +216,7 @@ class _Run:
         optimizer = build_optimizer(model, section)
         if state:
             if carried.optimizer:
-                optimizer.load_state_dict(state["optimizer"])
+                _load_optimizer(optimizer, state["optimizer"])
             if carried.feed:
                 feed.load_state_dict(state["feed"])
                 set_rng_state(state["rng"], self.device)
@@ -258,8 +256,11 @@ class _Run:
         preset, section, progress = self.preset, self.preset.train, carried.progress
         autocast = self.precision == "bf16"
         metrics, samples = MetricsFile(self.run_dir / "metrics.jsonl"), MetricsFile(self.run_dir / "samples.jsonl")
-        metrics.truncate(carried.metrics_offset)
-        samples.truncate(carried.samples_offset)
+        for lines, offset in ((metrics, carried.metrics_offset), (samples, carried.samples_offset)):
+            if not lines.truncate(offset):
+                self._notice(
+                    record, progress, f"{lines.path.name} is shorter than when the checkpoint was saved: lines are missing"
+                )
         trackers = open_trackers(
             preset.tracking,
             run_dir=self.run_dir,
@@ -285,7 +286,11 @@ class _Run:
         def sampler(stop: Stop) -> list[tuple[str, str]] | None:
             engine = Engine(parts.model, parts.tokenizer, self.device)
             prompts = preset.generation.prompts
-            written = engine.generate(prompts, preset.generation, seed=section.seed, should_stop=stop)
+            try:
+                written = engine.generate(prompts, preset.generation, seed=section.seed, should_stop=stop)
+            except ValueError as error:  # outputs that are not finite: the loop deals with them
+                self._notice(record, progress, f"no sample: {error}")
+                return []
             return None if stop() else [(prompt, one.text) for prompt, one in zip(prompts, written, strict=True)]
 
         def capture() -> dict[str, Any]:
@@ -302,12 +307,16 @@ class _Run:
                 "preset_hash": self.hash,
                 "precision": self.precision,
                 "files": {"metrics": metrics.offset, "samples": samples.offset},
-                "environment": {"torch": str(torch.__version__), "device": self.device.type, "threads": torch.get_num_threads()},
+                "environment": {
+                    "torch": str(torch.__version__),
+                    "device": self.device.type,
+                    "threads": torch.get_num_threads(),
+                },
             }
 
         def restore(state: dict[str, Any]) -> None:
             load_weights(parts.model, state["model"])
-            parts.optimizer.load_state_dict(state["optimizer"])
+            _load_optimizer(parts.optimizer, state["optimizer"])
 
         snapshots = Snapshots(
             store=self.store,
@@ -354,11 +363,11 @@ class _Run:
             with record.phase("train"):
                 outcome = trainer.run()
         except BaseException as error:
+            trackers.close(failed=True)
             record.finish("failed", f"{type(error).__name__}: {error}".splitlines()[0], to_step=progress.step)
             self._report(record, progress, now=True)
             raise
-        finally:
-            trackers.close()
+        trackers.close(failed=outcome.status == "failed")
         for notice in parts.feed.notices:
             self._notice(record, progress, notice)
         return outcome
@@ -392,3 +401,11 @@ class _Run:
         answer = self._answer(outcome.status, outcome.reason, progress)
         self.display.finish({**answer, "again": f"lmloop train {self.loaded.path}"})
         return answer, 1 if outcome.status == "failed" else 0
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments, but the preset's own rates and decays: PyTorch would put the saved ones in their place."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

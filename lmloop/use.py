@@ -16,7 +16,7 @@ from lmloop.data.corpus import open_corpus
 from lmloop.data.quarantine import Quarantine
 from lmloop.generation.engine import Engine
 from lmloop.hardware import pick_precision, this_machine
-from lmloop.preset.schema import DataSection, FilesSource, GenerationSection
+from lmloop.preset.schema import DataSection, GenerationSection
 from lmloop.trained import Trained, find_run, load_trained
 from lmloop.training.evaluate import evaluate, held_out
 
@@ -41,7 +41,8 @@ def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str)
     if data is not None:
         if not Path(data).expanduser().exists():
             raise ValueError(f"--data {data}: no such file or folder")
-        section = DataSection.model_validate({"sources": [FilesSource(path=data)], "validation": [FilesSource(path=data)]})
+        source = {"type": "files", "path": data}
+        section = DataSection.model_validate({"sources": [source], "validation": [source]})
     quarantine = Quarantine(None, section.max_bad_fraction)
     corpus = open_corpus(
         section,

@@ -73,6 +73,28 @@ def killed_at(index: int, action: Callable[[], object]) -> bool:
     return code == -signal.SIGKILL
 
 
+class Dead(BaseException):
+    """Stands for the end of the process."""
+
+
+def stopped_dead_at(index: int, action: Callable[[], object]) -> bool:
+    """As `killed_at`, but within this process and hence fast: from operation `index` on none is done any more."""
+    count = -1
+
+    def hook(name: str, path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count >= index:
+            raise Dead
+
+    try:
+        with hooked(hook):
+            action()
+    except Dead:
+        return True
+    return False
+
+
 def clone(source: Path, target: Path) -> Path:
     """Copy a flat folder; names of one file stay names of one file."""
     target.mkdir()

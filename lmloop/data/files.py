@@ -28,7 +28,7 @@ from lmloop.data.source import Keep, Notify, SourceError, one_line
 from lmloop.data.text_files import ChunkedText, WholeText
 from lmloop.preset.schema import FilesSource
 
-EXACT_BYTES = 64 << 20
+EXACT_BYTES = 32 << 20
 """Records of a source up to this size are parsed to know which of them are documents; in a larger one every row that is
 not blank counts as a parent, which parsing would prove wrong for bad rows only."""
 
@@ -205,7 +205,11 @@ class Files:
 
     def _resume(self, files: list[Listed], mark: int, position: Position) -> tuple[int, Place]:
         """Index of the file and the place in it where `position` goes on."""
-        if not position:
+        if "file" not in position:
+            if position:  # of a source that was shuffled or split otherwise: the preset was changed
+                self._notify(
+                    f"source '{self.name}': its saved position does not fit the preset; it is read from the beginning"
+                )
             return 0, START
         name = position["file"]
         index = bisect_left([file.name for file in files], name)

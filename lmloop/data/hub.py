@@ -195,16 +195,19 @@ def _ask(endpoint: str) -> str | None:
     import urllib.error
     import urllib.request
 
-    reason = ""
-    for pause_s in (0.5, 0.0):
+    reason, start = "", time.monotonic()
+    for attempt in range(2):
+        if attempt:
+            time.sleep(0.5)
         try:
-            with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=REACH_S):
+            with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=2 * REACH_S):
                 return None
         except urllib.error.HTTPError:
             return None  # an answer, whatever it says
         except (OSError, ValueError) as error:
             reason = one_line(getattr(error, "reason", None) or error, 120)
-        time.sleep(pause_s)
+        if time.monotonic() - start > REACH_S / 2:
+            break  # nobody waits for a second answer
     return reason
 
 

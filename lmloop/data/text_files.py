@@ -1,7 +1,8 @@
 """Text and Markdown files: a file is one document, or is cut into chunks.
 
 Lines that are not UTF-8, or hold NUL bytes, are left out; where more than a tenth of a file's lines are such (of a chunked
-file: of its first megabyte's), it is not a text at all and is left out as a whole. A byte order mark is dropped, and line breaks become `\\n`.
+file: of its first megabyte's), it is not a text at all and is left out as a whole. A byte order mark is dropped, and line
+breaks become `\\n`.
 """
 
 from __future__ import annotations
@@ -150,10 +151,11 @@ class ChunkedText:
                     gaps += [(len(before) + index, *gap) for index, *gap in piece.gaps]
                     text, at = before + piece.text, 0
             end = self._cut(text, at)
+            before_chunk = (offset, line, number)  # bad lines are met before the chunk that they were in
             while gaps and gaps[0][0] <= end:
                 _, size, bad_line, reason, start_of_line = gaps.pop(0)
                 offset, line = offset + size, line + 1
-                yield BadRow(bad_line, reason, start_of_line, (offset, line, number))
+                yield BadRow(bad_line, reason, start_of_line, before_chunk)
             if end == at:
                 return
             chunk = text[at:end]

@@ -179,7 +179,7 @@ class _Row:
         ids = [int(token) for token in tokenizer.encode(prompt)]
         self.window = window([tokenizer.start_id, *ids], engine.context_tokens, tokenizer.start_id)
         kept = self.window[1:] if self.window[0] == tokenizer.start_id else self.window
-        self.history = History(options, tokenizer.vocab_size, engine.device, kept)
+        self.history = History(options, engine.model.vocab_size, engine.device, kept)
         self._eos_id = tokenizer.eos_id
         self._limit = limit
         self._prompt_tokens = len(ids)

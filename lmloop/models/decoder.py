@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lmloop.models.rotary import Rotary
 from lmloop.models.transformer import Block, Transformer
 from lmloop.preset.schema import ModelSection
 
-MIXERS: dict[str, type[Attention]] = {"attention": Attention}
+MIXERS: dict[str, Callable[[ModelSection], Mixer]] = {"attention": Attention}
 """What can mix positions in a block."""
 
 

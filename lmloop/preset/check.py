@@ -121,7 +121,7 @@ def _real_path(item: Any, values: dict[str, Any]) -> tuple[KeyPath, KeyPath, str
     for index, part in enumerate(location):
         exists = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
         if exists and node_at((*path, part), values) is not None:
-            value = value[part]
+            value = value[part]  # type: ignore[index]
             path = (*path, part)
         elif item["type"] == "missing" and index == len(location) - 1:
             path = (*path, part)

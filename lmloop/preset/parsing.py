@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 1_000_000
+MAX_YAML_BYTES = 250_000  # PyYAML reads 50 kB/s of the worst: a few seconds at the most
 MAX_DEPTH = 32
 MAX_DIGITS = 30
 ENDINGS = (".json", ".yaml", ".yml")
@@ -60,8 +61,9 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def parse(data: bytes, kind: str) -> dict[str, Any]:
     """The object that `data` (UTF-8) writes down, `kind` being `json` or `yaml`."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES:,} bytes: this is not a preset")
+    limit = MAX_BYTES if kind == "json" else MAX_YAML_BYTES
+    if len(data) > limit:
+        raise ValueError(f"larger than {limit:,} bytes: this is not a preset")
     if data.startswith(b"\xef\xbb\xbf"):
         raise ValueError("starts with a byte order mark: save it as UTF-8 without BOM")
     try:

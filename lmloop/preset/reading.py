@@ -22,6 +22,7 @@ __all__ = [
     "load_preset",
     "preset_from_resolved",
     "preset_hash",
+    "presets_folder",
     "resolved",
 ]
 
@@ -83,15 +84,25 @@ def list_presets(folder: str | Path) -> list[tuple[Path, LoadedPreset | ValueErr
     return entries
 
 
-def find_preset(text: str, folder: str | Path = "configs") -> Path:
-    """The file that `text` means: a path, or the name (with or without ending) of a preset in `folder`."""
+def presets_folder() -> Path:
+    """Where presets are found by name: `configs` in the working directory, else the one that came with the program."""
+    here = Path("configs")
+    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def find_preset(text: str, folder: str | Path | None = None) -> Path:
+    """The file that `text` means: a path, or the name (with or without ending) of a preset in `folder`.
+
+    `folder` is `presets_folder()` unless given.
+    """
     given = Path(text)
     if _exists(given) or len(given.parts) != 1:
         return given
-    found = _named(Path(folder), text)
+    folder = presets_folder() if folder is None else Path(folder)
+    found = _named(folder, text)
     if found is None:
         raise ValueError(
-            one_line(f"{text[:200]}: no such file, and no preset of that name{_those_there(Path(folder), given.stem)}")
+            one_line(f"{text[:200]}: no such file, and no preset of that name{_those_there(folder, given.stem)}")
         )
     return found
 

@@ -39,7 +39,7 @@ The presets in `configs/` are listed by `python main.py`; `lmloop train FILE` ta
 - **Strict.** A key that does not exist is an error that names the nearest one that does; so is a value of the wrong kind
   (`"yes"` for `true`, `3.0` for `3`), a key written twice, or NaN. Nothing is written before a preset is found to be right.
 - **JSON and YAML** say the same. YAML is read as version 1.2: `3e-4` is a number, `on` and `2024-01-01` are text; anchors
-  and tags are refused. A file is UTF-8, at most 1 MB.
+  and tags are refused. A file is UTF-8, at most 1 MB (YAML: 250 kB).
 - **`$schema`** is for editors: with `"$schema": "../docs/preset.schema.json"` they complete keys and show their meaning. In
   YAML write `# yaml-language-server: $schema=../docs/preset.schema.json` in the first line.
 - **`null`** stands for the default wherever the default is "none".

@@ -10,6 +10,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from lmloop.data.hub import unreachable
+from lmloop.data.source import one_line
 from lmloop.tokens.tokenizer import END_OF_TEXT, PAD, Tokenizer
 
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -33,18 +35,22 @@ def read_pretrained(path: str, revision: str | None) -> Tokenizer:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    why_not = unreachable()  # asked once, and fast, where the hub's own client would try for half a minute
+
     def fetch(name: str) -> Path | None:
         try:
-            return Path(hf_hub_download(path, name, revision=revision))
-        except LocalEntryNotFoundError:  # no network, and not in the cache either: not the same as a missing file
-            raise
+            return Path(hf_hub_download(path, name, revision=revision, local_files_only=why_not is not None))
+        except LocalEntryNotFoundError:
+            if why_not is None or name == "tokenizer.json":
+                raise
+            return None  # without the hub, what the cache lacks may not exist there either
         except EntryNotFoundError:
             return None
 
     try:
         return _read(path, fetch, revision)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = why_not or one_line(error, 200)
         raise ValueError(f"tokenizer.path: {path} is no folder here and not to be had from the hub ({reason})") from None
 
 
@@ -57,8 +63,7 @@ def read_folder(folder: Path) -> Tokenizer:
     try:
         return _read(str(folder), fetch, None)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"tokenizer.path: {folder} holds no tokenizer that can be read ({reason})") from None
+        raise ValueError(f"tokenizer.path: {folder} holds no tokenizer that can be read ({one_line(error, 200)})") from None
 
 
 def _read(path: str, fetch: Callable[[str], Path | None], revision: str | None) -> Tokenizer:

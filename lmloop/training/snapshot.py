@@ -9,6 +9,7 @@ from typing import Any
 
 from lmloop.preset.schema import TrainSection
 from lmloop.training.checkpoint import CheckpointStore
+from lmloop.training.soundness import NonFiniteError
 from lmloop.training.state import Progress
 
 RETRY_AFTER_S = 60.0
@@ -50,6 +51,7 @@ class Snapshots:
         self._saved: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
         self._best_step: int | None = None
+        self._best_on_disk = (progress.best_val_loss, progress.best_step)
 
     def best_reached(self) -> None:
         """The weights of this step are the best so far: the next save, at this same step, keeps them as such."""
@@ -82,7 +84,9 @@ class Snapshots:
                     preset_hash=self.preset_hash,
                     best=best,
                 )
-        except OSError as error:
+        except (OSError, NonFiniteError) as error:
+            if best:  # what is not on disk must not keep a later model from being the best
+                self.progress.best_val_loss, self.progress.best_step = self._best_on_disk
             self._failures += 1
             self._saved_at = time.monotonic()
             self.notice(f"{error} (attempt {self._failures} of {MAX_FAILED_SAVES})")
@@ -91,6 +95,8 @@ class Snapshots:
             return False
         self._failures = 0
         self._saved, self._saved_at, self._best_step = counters, time.monotonic(), None
+        if best:
+            self._best_on_disk = (self.progress.best_val_loss, self.progress.best_step)
         self.after_save()
         return True
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,16 @@ def opened() -> Callable[..., Opened]:
     return Opened
 
 
-def check_every_resume(source: Source, epoch: int = 0) -> list[str]:
+def check_every_resume(source: Source, epoch: int = 0, same_positions: bool = True) -> list[str]:
     """Read from every position there is: each must give exactly the rest. Returns the ids of the whole pass."""
-    import json
-
     whole = list(source.read({}, epoch))
     ids = [document.id for document, _ in whole]
     for at, (_, position) in enumerate(whole):
         travelled = json.loads(json.dumps(position))
         rest = list(source.read(travelled, epoch))
         assert [d for d, _ in rest] == [d for d, _ in whole[at + 1 :]], (at, position)
-        assert [p for _, p in rest] == [p for _, p in whole[at + 1 :]], (at, position)
+        if same_positions:
+            assert [p for _, p in rest] == [p for _, p in whole[at + 1 :]], (at, position)
     assert len(set(ids)) == len(ids), ids
     return ids
 

@@ -71,7 +71,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert frozen.load(tmp_path / "missing") == {}
 
 
-@pytest.mark.parametrize("content", ["junk\n", '{"source": "a"}\n', "[]\n", '{"source": "a", "id": "b", "parent": "c", "text'])
+@pytest.mark.parametrize(
+    "content", ["junk\n", '{"source": "a"}\n', "[]\n", '{"source": "a", "id": "b", "parent": "c", "text']
+)
 def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "v.jsonl").write_text(content)
     with pytest.raises(ValueError, match=r"v.jsonl is damaged: restore it"):

@@ -121,7 +121,7 @@ def test_one_document_is_cut_by_position(
             every_resume(part)
             progress = [document.progress for document, _ in part.read({})]
             assert progress == sorted(progress)
-            assert 0 < progress[0]
+            assert progress[0] > 0
             assert progress[-1] == 1.0
 
 

@@ -77,12 +77,13 @@ def test_oldest_turns_are_left_out_when_the_context_is_full(tokenizer: Tokenizer
 def test_a_message_longer_than_the_context_is_cut_by_the_engine(tokenizer: Tokenizer) -> None:
     conversation = talk(tokenizer, " cat", context=20, limit=10)
     list(conversation.reply("x"))
-    reply = conversation.reply("what is it? " * 4)
+    message = "what is it? " * 4
+    reply = conversation.reply(message)
     list(reply)
     assert reply.dropped_turns == 1
     assert reply.result is not None
     assert reply.result.dropped_tokens > 0
-    assert asked(conversation)[1] == "t is it? what is it? \nA:"[-19:]
+    assert asked(conversation)[1] == f"Q: {message}\nA:"[-19:]  # 20 with the start token
 
 
 def test_retry_replaces_the_reply_and_draws_anew(tokenizer: Tokenizer) -> None:

@@ -21,7 +21,7 @@ def make_batch(rows: int, masked: list[float], seed: int = 0) -> Batch:
     """Packed rows of which `masked[i]` of the targets carry no weight; the others carry unequal ones."""
     generator = torch.Generator().manual_seed(seed)
     tokens_BT = torch.randint(VOCAB, (rows, 25), generator=generator)
-    weights_BT = torch.rand(rows, 24, generator=generator) + 0.5
+    weights_BT = torch.randint(1, 8, (rows, 24), generator=generator) / 4  # quarters: their fp32 sums are exact
     weights_BT *= torch.rand(rows, 24, generator=generator) >= torch.tensor(masked)[:, None]
     segments_BT = (torch.arange(24) >= torch.randint(1, 24, (rows, 1), generator=generator)).int()
     documents = tuple(("a", "b") for _ in range(rows))
@@ -37,7 +37,7 @@ def part(batch: Batch, rows: slice) -> Batch:
 def gradients(model: LanguageModel, batches: list[Batch]) -> list[torch.Tensor]:
     """As the loop does it: counts of the whole update first, then backward for each micro-batch."""
     model.zero_grad()
-    count = sum(batch.weights_BT.double().sum() for batch in batches)
+    count = sum(LanguageObjective().counts(batch)["loss"] for batch in batches)
     for batch in batches:
         total_loss(LanguageObjective()(model, batch), {"loss": count}).backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -53,6 +53,7 @@ def test_sum_and_count_equal_pytorchs_mean() -> None:
     expected = (nll_N * batch.weights_BT.flatten()).sum()
     torch.testing.assert_close(terms["loss"].sum, expected, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(terms["loss"].count, batch.weights_BT.sum())
+    assert LanguageObjective().counts(batch) == {"loss": pytest.approx(batch.weights_BT.double().sum().item(), rel=1e-6)}
     nll_BT = LanguageObjective().token_losses(model, batch)
     torch.testing.assert_close(nll_BT.flatten(), nll_N.detach(), atol=1e-10, rtol=1e-10)
     assert not nll_BT.requires_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -44,7 +45,7 @@ def expected_pairs(tokenizer: Tokenizer, source: MemorySource) -> list[tuple[str
     result = []
     for index, text in enumerate(source.texts):
         line = [tokenizer.start_id, *tokenizer.encode(text).tolist(), tokenizer.eos_id]
-        result += [(f"{source.name}:{index}", pair) for pair in zip(line, line[1:], strict=False)]
+        result += [(f"{source.name}:{index}", pair) for pair in itertools.pairwise(line)]
     return result
 
 

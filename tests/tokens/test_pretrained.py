@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from lmloop.preset.schema import TokenizerSection
+from lmloop.tokens import pretrained
+from lmloop.tokens.pretrained import read_pretrained
 from lmloop.tokens.tokenizer import Tokenizer, build_tokenizer
 
 
@@ -16,8 +18,10 @@ def folder(path: Path, specials: list[str], config: dict[str, Any] | None, map_:
     """A tokenizer as somebody else would have saved it."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(["some text"], trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=specials, show_progress=False))  # fmt: skip
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=specials, show_progress=False)
+    backend.train_from_iterator(["some text"], trainer)
     if specials:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{specials[0]} $A", special_tokens=[(specials[0], backend.token_to_id(specials[0]))]
@@ -83,7 +87,7 @@ def test_end_from_special_tokens_map_or_by_its_usual_name(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match="tokenizer.path: .*no tokenizer that can be read") as caught:
+    with pytest.raises(ValueError, match=r"tokenizer\.path: .*no tokenizer that can be read") as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -91,3 +95,24 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path, content: str |
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a folder"):
         read(tmp_path / "missing")
+
+
+def test_without_the_hub_the_cache_serves_and_else_one_line_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    here = folder(tmp_path, ["<s>", "</s>"], {"eos_token": "</s>"})
+
+    def download(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+        assert (revision, local_files_only) == ("abc", True)
+        if repository != "owner/cached" or not (here / name).exists():
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(here / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(pretrained, "unreachable", lambda: "no network")
+    assert read_pretrained("owner/cached", "abc").eos_id == 1
+    with pytest.raises(ValueError, match=r"owner/other is no folder here .*\(no network\)"):
+        read_pretrained("owner/other", "abc")

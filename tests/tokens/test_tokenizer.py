@@ -16,7 +16,10 @@ from lmloop.tokens.tokenizer import END_OF_TEXT, PAD, Tokenizer, build_tokenizer
 from lmloop.tokens.trained import sample
 from tests.tokens.sources import MemorySource
 
-CORPUS = MemorySource("corpus", ["the cat sat on the mat.\n\nWhat's 1234?\n", "Émile aß 中文\n" * 5, "if x:\n    return {'a': 1}\n" * 9])
+PROSE = """The tokenizer learns which pairs of bytes stand side by side most often, and gives each such pair a row of its
+own. What is frequent becomes short: words, endings, even whole phrases; what is rare stays spelled out in bytes. So the
+same text needs fewer tokens than it has letters, and nothing that people write is ever lost on the way.\n\n"""
+CORPUS = MemorySource("corpus", [PROSE * 3, "What's 1234?\n", "Émile aß 中文\n" * 5, "if x:\n    return {'a': 1}\n" * 30])
 CONTROL = f"a {END_OF_TEXT} b{PAD}<0x41>{END_OF_TEXT}"
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401  (what the first optimizer of a process imports: a second and a half)
+
 import lmloop.generation.engine
 import lmloop.models.build
 import lmloop.run

@@ -10,14 +10,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import lmloop.tokens.feed
-
 import lmloop.generation.engine
 import lmloop.run
+import lmloop.tokens.feed
 import lmloop.training.checkpoint
 import lmloop.training.loop
 from lmloop import durable
@@ -99,7 +98,7 @@ def at_operation(at: int, action: Callable[[], None], names: tuple[str, ...] = (
     strike = _strike(at, action)
 
     def hook(operation: str, path: Path) -> None:
-        if "lm_" in path.name and (not names or operation in names):
+        if ("lm_" in path.name or operation == "fsync_dir") and (not names or operation in names):
             strike()
 
     def install() -> None:
@@ -210,7 +209,7 @@ def count_operations(shop: Workshop) -> int:
 
     def install() -> None:
         def hook(operation: str, path: Path) -> None:
-            if "lm_" in path.name:
+            if "lm_" in path.name or operation == "fsync_dir":
                 with counted.open("a") as file:
                     file.write("x")
 
@@ -419,8 +418,7 @@ def bad_numbers(folder: Path) -> Result:
                 calls += 1
                 terms = inner(self, batch)
                 if first <= calls <= last and self.training:
-                    for term in terms.values():
-                        term.sum = term.sum * value
+                    return {name: replace(term, sum=term.sum * value) for name, term in terms.items()}
                 return terms
 
             lmloop.training.loop.Trainee.forward = forward  # type: ignore[method-assign]

@@ -131,7 +131,7 @@ def test_a_ramp_grows_to_its_end() -> None:
     ],
 )
 def test_a_stage_longer_than_the_context_is_refused(train: dict) -> None:
-    with pytest.raises(ValueError, match="exceeds model.seq_length 64"):
+    with pytest.raises(ValueError, match=r"exceeds model\.seq_length 64"):
         schedule(**train)
 
 
