@@ -123,7 +123,7 @@ class _Run:
         checkpoint = self.store.load("newest")
         torch.set_num_threads(self.preset.train.threads or self.machine.cores)
         torch.set_float32_matmul_precision("high")  # TF32 where the device has it
-        carried = carry_over(checkpoint.state if checkpoint else None, self.preset, self.hash, device=self.device.type)
+        carried = carry_over(checkpoint.state if checkpoint else None, self.preset, device=self.device.type)
         progress = carried.progress
         record = self._record()
         for notice in [*(checkpoint.notices if checkpoint else []), *carried.notices]:

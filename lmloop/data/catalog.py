@@ -6,7 +6,7 @@ import difflib
 import sysconfig
 from collections.abc import Callable
 
-from lmloop.preset.schema import FilesSource, HubSource
+from lmloop.preset.sources import FilesSource, HubSource
 
 
 def _python_stdlib() -> FilesSource:

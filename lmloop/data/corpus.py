@@ -16,7 +16,8 @@ from lmloop.data.quarantine import Quarantine
 from lmloop.data.shuffle import Shuffled
 from lmloop.data.source import Notify, Source, SourceError, one_line
 from lmloop.data.split import PositionPart, split
-from lmloop.preset.schema import DataSection, FilesSource, HubSource
+from lmloop.preset.schema import DataSection
+from lmloop.preset.sources import FilesSource, HubSource
 
 SOURCES: dict[str, Callable[[str, Any, Quarantine, Notify], Source]] = {"files": Files, "hub": HubStream}
 """What can stand as a source's `type`."""

@@ -26,7 +26,7 @@ from lmloop.data.reader import START, BadRow, KeepNumber, Place, Reader, Row
 from lmloop.data.records import RecordShape
 from lmloop.data.source import Keep, Notify, SourceError, one_line
 from lmloop.data.text_files import ChunkedText, WholeText
-from lmloop.preset.schema import FilesSource
+from lmloop.preset.sources import FilesSource
 
 EXACT_BYTES = 32 << 20
 """Records of a source up to this size are parsed to know which of them are documents; in a larger one every row that is

@@ -19,7 +19,7 @@ from lmloop.data.quarantine import Quarantine
 from lmloop.data.reader import excerpt
 from lmloop.data.records import BadRecordError, RecordShape
 from lmloop.data.source import Notify, SourceError, one_line
-from lmloop.preset.schema import HubSource
+from lmloop.preset.sources import HubSource
 
 REACH_S = 3.0
 """How long the hub may take to answer at all, once per process."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmloop.data.source import one_line
-from lmloop.preset.schema import SourceBase
+from lmloop.preset.sources import SourceBase
 
 
 class BadRecordError(ValueError):

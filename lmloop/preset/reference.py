@@ -11,10 +11,12 @@ from typing import Any
 
 from lmloop.preset.aliases import ALIASES, FIXED, SECTION_ALIASES, SOURCE_TYPES, UNSUPPORTED, UNSUPPORTED_SOURCES, VALUES
 from lmloop.preset.compare import APPLIES, FEED, MODEL, NOTHING, OPTIMIZER, effect_of
+from lmloop.preset.fields import Section
 from lmloop.preset.parsing import shown
 from lmloop.preset.reading import OWN_KEYS
-from lmloop.preset.schema import TOKENS_PER_RUN, FilesSource, HubSource, Ramp, Section, Stage
+from lmloop.preset.schema import TOKENS_PER_RUN, Ramp, Stage
 from lmloop.preset.shape import Node, allowed, leaves, properties, resolve, root, sections
+from lmloop.preset.sources import FilesSource, HubSource
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -8,64 +8,62 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from lmloop.preset.fields import (
+    Count,
+    CountOrZero,
+    Fraction,
+    Length,
+    Name,
+    Positive,
+    PositiveOrZero,
+    Section,
+    Text,
+    Width,
+)
+from lmloop.preset.sources import Source
 
 TOKENS_PER_RUN = 100_000_000
 """Trained tokens of one run, for a preset that sets no budget of its own."""
-
-Count = Annotated[int, Field(ge=1, le=10**15, strict=True)]
-CountOrZero = Annotated[int, Field(ge=0, le=10**15, strict=True)]
-Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
-Length = Annotated[int, Field(ge=1, le=16_777_216, strict=True)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0, strict=True, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, le=1e12, strict=True, allow_inf_nan=False)]
-PositiveOrZero = Annotated[float, Field(ge=0.0, le=1e12, strict=True, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=1_000_000)]
-Name = Annotated[str, Field(min_length=1, max_length=4_096)]
-
-
-class Section(BaseModel):
-    """A part of a preset: closed (an unknown key is an error), strict (`"yes"` is not true) and read-only once loaded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelSection(Section):
     """The network that is trained from scratch."""
 
     architecture: Literal["decoder", "gpt2"] = Field(
-        "decoder",
+        default="decoder",
         description="`decoder` is shaped like Qwen3 (RMSNorm, rotary positions, per-head QK-norm, SwiGLU); `gpt2` like "
         "GPT-2 (LayerNorm, GELU, learned positions).",
     )
-    hidden_size: Width = Field(256, description="Width of the residual stream.")
-    num_layers: Annotated[int, Field(ge=1, le=1_024, strict=True)] = Field(4, description="Number of blocks.")
-    num_heads: Annotated[int, Field(ge=1, le=1_024, strict=True)] = Field(4, description="Query heads.")
+    hidden_size: Width = Field(default=256, description="Width of the residual stream.")
+    num_layers: Annotated[int, Field(ge=1, le=1_024, strict=True)] = Field(default=4, description="Number of blocks.")
+    num_heads: Annotated[int, Field(ge=1, le=1_024, strict=True)] = Field(default=4, description="Query heads.")
     num_kv_heads: Annotated[int, Field(ge=1, le=1_024, strict=True)] | None = Field(
-        None, description="Key and value heads (grouped-query attention); default: as many as query heads."
+        default=None, description="Key and value heads (grouped-query attention); default: as many as query heads."
     )
     head_dim: Annotated[int, Field(ge=2, le=1_024, strict=True)] | None = Field(
-        None, description="Width of one head; default: hidden_size / num_heads."
+        default=None, description="Width of one head; default: hidden_size / num_heads."
     )
     intermediate_size: Annotated[int, Field(ge=1, le=1_048_576, strict=True)] | None = Field(
-        None,
+        default=None,
         description="Width of the feed-forward layer; default: 8/3 of hidden_size rounded up to a multiple of 64 "
         "(`decoder`), 4 times hidden_size (`gpt2`).",
     )
-    seq_length: Length = Field(512, description="Context in tokens: the longest row that is trained and evaluated.")
-    tie_embeddings: bool = Field(True, description="The output head shares the embedding's matrix.")
+    seq_length: Length = Field(default=512, description="Context in tokens: the longest row that is trained and evaluated.")
+    tie_embeddings: bool = Field(default=True, description="The output head shares the embedding's matrix.")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
-        0.0, description="Dropout on embeddings and on what each block adds, while training."
+        default=0.0, description="Dropout on embeddings and on what each block adds, while training."
     )
-    rope_theta: Positive = Field(10_000.0, description="Base of the rotary position frequencies (`decoder`).")
-    norm_eps: Positive = Field(1e-6, description="Epsilon of the normalisation layers.")
+    rope_theta: Positive = Field(default=10_000.0, description="Base of the rotary position frequencies (`decoder`).")
+    norm_eps: Positive = Field(default=1e-6, description="Epsilon of the normalisation layers.")
     position_scaling: Literal["none", "linear", "yarn"] = Field(
-        "none",
+        default="none",
         description="How rotary positions are stretched when `seq_length` exceeds `original_seq_length`: position "
         "interpolation (`linear`, arXiv 2306.15595) or `yarn` (arXiv 2309.00071).",
     )
     original_seq_length: Length | None = Field(
-        None, description="The context the weights were first trained at; needed by `position_scaling`."
+        default=None, description="The context the weights were first trained at; needed by `position_scaling`."
     )
 
     @model_validator(mode="after")
@@ -113,17 +111,17 @@ class TokenizerSection(Section):
     """How text becomes tokens."""
 
     type: Literal["char", "bpe", "pretrained"] = Field(
-        "bpe",
+        default="bpe",
         description="`char`: a token for each character of the corpus, bytes for the rest; `bpe`: byte-pair encoding "
         "trained on the preset's own sources; `pretrained`: from a folder or a hub id.",
     )
     vocab_size: Annotated[int, Field(ge=256, le=1_000_000, strict=True)] = Field(
-        8_192, description="Rows of the vocabulary, special tokens included (`bpe`)."
+        default=8_192, description="Rows of the vocabulary, special tokens included (`bpe`)."
     )
-    path: Name | None = Field(None, description="Folder or hub id of a `pretrained` tokenizer.")
-    revision: Name | None = Field(None, description="Commit or tag of a hub id.")
+    path: Name | None = Field(default=None, description="Folder or hub id of a `pretrained` tokenizer.")
+    revision: Name | None = Field(default=None, description="Commit or tag of a hub id.")
     train_bytes: Annotated[int, Field(ge=1_000, le=10**10, strict=True)] = Field(
-        10_000_000, description="Bytes of training text that a `char` or `bpe` tokenizer is built from."
+        default=10_000_000, description="Bytes of training text that a `char` or `bpe` tokenizer is built from."
     )
 
     @model_validator(mode="after")
@@ -135,74 +133,14 @@ class TokenizerSection(Section):
         return self
 
 
-class SourceBase(Section):
-    """What every source says of itself."""
-
-    weight: Annotated[float, Field(gt=0.0, le=1_000_000.0, strict=True, allow_inf_nan=False)] = Field(
-        1.0,
-        description="Share of rows under `weighted`; under `sequential`, how often the source is read in an epoch "
-        "(a whole number). Without meaning under `round_robin`.",
-    )
-    description: Text = Field("", description="For logs and the report.")
-    text_field: Name = Field("text", description="The field of a record that holds its text.")
-    fields: list[Name] | None = Field(None, description="Fields of a record that `format` combines.")
-    format: Text | None = Field(None, description="How `fields` become one text, for example `Q: {question}\\nA: {answer}`.")
-
-    @model_validator(mode="after")
-    def _format_fits_fields(self) -> SourceBase:
-        if (self.fields is None) != (self.format is None):
-            raise ValueError("fields and format belong together: set both or neither")
-        if self.fields is not None and self.format is not None:
-            missing = [name for name in self.fields if "{" + name + "}" not in self.format]
-            if missing:
-                raise ValueError(
-                    f"format does not use the field '{missing[0]}': write {{{missing[0]}}} in it or drop the field"
-                )
-        return self
-
-
-class FilesSource(SourceBase):
-    """Files on this machine: text, Markdown, JSON, JSONL, Parquet."""
-
-    type: Literal["files"] = Field("files", description="Files on this machine.")
-    path: Name = Field(description="A file or a folder, relative to the working directory; `~` is the home folder.")
-    is_directory: bool | None = Field(None, description="Checked against what is found at `path`; default: either.")
-    file_pattern: Name | None = Field(
-        None,
-        description="Which files of a folder, for example `*.txt`, `**/*.{txt,md}`; default: every known kind, recursively.",
-    )
-    exclude: list[Name] = Field(default_factory=list, description="Patterns of files to leave out.")
-    chunk_size: CountOrZero = Field(
-        0, description="Characters of a document cut from a text file; 0: a file is one document."
-    )
-    data_type: Literal["auto", "text", "json"] = Field(
-        "auto", description="`text`, `json` (JSON, JSONL and Parquet records), or by the file's ending."
-    )
-
-
-class HubSource(SourceBase):
-    """A data set of the Hugging Face hub, streamed."""
-
-    type: Literal["hub"] = Field("hub", description="A data set of the Hugging Face hub.")
-    dataset: Name = Field(description="`owner/name`.")
-    subset: Name | None = Field(None, description="The data set's configuration.")
-    split: Name = Field("train", description="Split of the data set.")
-    revision: Name | None = Field(
-        None, description="Commit or tag; default: what is current at the first start, then pinned."
-    )
-
-
-Source = Annotated[FilesSource | HubSource, Field(discriminator="type")]
-
-
 class SplitSection(Section):
     """Which share of the documents is held out."""
 
     validation: Annotated[float, Field(ge=0.0, le=0.5, strict=True, allow_inf_nan=False)] = Field(
-        0.1, description="Share of documents that validate."
+        default=0.1, description="Share of documents that validate."
     )
     test: Annotated[float, Field(ge=0.0, le=0.5, strict=True, allow_inf_nan=False)] = Field(
-        0.0, description="Share of documents that only `evaluate --split test` reads."
+        default=0.0, description="Share of documents that only `evaluate --split test` reads."
     )
 
 
@@ -213,23 +151,24 @@ class DataSection(Section):
         default_factory=list, max_length=1_000, description="Sources in order: a built-in name or an object with a `type`."
     )
     mix_strategy: Literal["round_robin", "sequential", "weighted"] = Field(
-        "round_robin",
+        default="round_robin",
         description="Which source the next row comes from: each in turn, one after the other in strict order, or by weight.",
     )
     source_weights: list[Positive] | dict[str, Positive] | None = Field(
-        None, description="Weights for `weighted`, in the order of `sources` or by name; overrides the sources' own."
+        default=None, description="Weights for `weighted`, in the order of `sources` or by name; overrides the sources' own."
     )
-    min_text_length: CountOrZero = Field(0, description="Documents with fewer characters are left out, and counted.")
+    min_text_length: CountOrZero = Field(default=0, description="Documents with fewer characters are left out, and counted.")
     shuffle: bool = Field(
-        False, description="Read the documents of a finite source in a seeded random order, new each epoch."
+        default=False, description="Read the documents of a finite source in a seeded random order, new each epoch."
     )
-    split: SplitSection = Field(default_factory=SplitSection, description="Held-out shares.")  # type: ignore[arg-type]
-    validation: list[Source | Name] | None = Field(None, description="Sources that validate, instead of a split.")
+    split: SplitSection = Field(default_factory=SplitSection, description="Held-out shares.")
+    validation: list[Source | Name] | None = Field(default=None, description="Sources that validate, instead of a split.")
     workers: Annotated[int, Field(ge=0, le=64, strict=True)] = Field(
-        1, description="Threads that read and tokenize ahead of training; 0: in turn with it. Never changes the order."
+        default=1,
+        description="Threads that read and tokenize ahead of training; 0: in turn with it. Never changes the order.",
     )
     max_bad_fraction: Fraction = Field(
-        0.2, description="Training stops when more than this share of a source's rows is bad."
+        default=0.2, description="Training stops when more than this share of a source's rows is bad."
     )
 
     @field_validator("sources", "validation", mode="before")
@@ -258,8 +197,8 @@ class Stage(Section):
     """A part of the run at one row length."""
 
     length: Length = Field(description="Tokens of a row.")
-    epochs: Count | None = Field(None, description="Epochs at this length.")
-    tokens: Count | None = Field(None, description="Trained tokens at this length.")
+    epochs: Count | None = Field(default=None, description="Epochs at this length.")
+    tokens: Count | None = Field(default=None, description="Trained tokens at this length.")
 
 
 class Ramp(Section):
@@ -268,83 +207,101 @@ class Ramp(Section):
     start: Length = Field(description="Length at the beginning.")
     end: Length = Field(description="Length from `until` on.")
     until: Annotated[float, Field(gt=0.0, le=1.0, strict=True, allow_inf_nan=False)] = Field(
-        0.5, description="Share of the run after which `end` is reached."
+        default=0.5, description="Share of the run after which `end` is reached."
     )
-    multiple_of: Length = Field(8, description="Lengths are rounded down to a multiple of this (but never below `start`).")
+    multiple_of: Length = Field(
+        default=8, description="Lengths are rounded down to a multiple of this (but never below `start`)."
+    )
 
 
 class TrainSection(Section):
     """How the model is trained."""
 
     per_gpu_batch_size: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = Field(
-        32, description="Rows of `seq_length` tokens in one forward pass on one device. Shorter rows come in greater number."
+        default=32,
+        description="Rows of `seq_length` tokens in one forward pass on one device. Shorter rows come in greater number.",
     )
     accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = Field(
-        1, description="Forward and backward passes for one update."
+        default=1, description="Forward and backward passes for one update."
     )
-    epochs: Count | None = Field(None, description="Budget: passes over the data.")
-    max_steps: Count | None = Field(None, description="Budget: updates.")
+    epochs: Count | None = Field(default=None, description="Budget: passes over the data.")
+    max_steps: Count | None = Field(default=None, description="Budget: updates.")
     num_tokens: Count | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMBT]?$")] | None = Field(
-        None,
+        default=None,
         description='Total trained tokens over all runs, for example "10B"; each run adds its 100 M until it is reached.',
     )
     sequence_schedule: list[Length] | list[Stage] | Ramp | None = Field(
-        None,
+        default=None,
         description="Row lengths over the run: a list of lengths, of stages, or a ramp; default: `seq_length` throughout.",
     )
-    epochs_per_length: dict[str, Count] | None = Field(None, description="Epochs for each length of `sequence_schedule`.")
+    epochs_per_length: dict[str, Count] | None = Field(
+        default=None, description="Epochs for each length of `sequence_schedule`."
+    )
 
     optimizer: Literal["adamw", "muon", "sgd"] = Field(
-        "adamw",
+        default="adamw",
         description="`muon` (orthogonalised momentum) is for the blocks' matrices; everything else stays with AdamW.",
     )
-    learning_rate: Positive = Field(1e-3, description="Peak learning rate.")
-    muon_learning_rate: Positive = Field(0.02, description="Peak learning rate of the matrices under `muon`.")
+    learning_rate: Positive = Field(default=1e-3, description="Peak learning rate.")
+    muon_learning_rate: Positive = Field(default=0.02, description="Peak learning rate of the matrices under `muon`.")
     lr_schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="After warm-up: cosine, stable then linear decay (`wsd`), or constant."
+        default="cosine", description="After warm-up: cosine, stable then linear decay (`wsd`), or constant."
     )
-    warmup_steps: CountOrZero | None = Field(None, description="Updates of linear warm-up; overrides `warmup_fraction`.")
-    warmup_fraction: Fraction = Field(0.02, description="Share of the run that warms up.")
-    decay_fraction: Fraction = Field(0.2, description="Share of the run that decays, at its end (`wsd`).")
-    min_lr_fraction: Fraction = Field(0.1, description="Final learning rate as a share of the peak (`cosine`, `wsd`).")
-    weight_decay: PositiveOrZero = Field(0.1, description="Decoupled weight decay, on matrices only.")
+    warmup_steps: CountOrZero | None = Field(
+        default=None, description="Updates of linear warm-up; overrides `warmup_fraction`."
+    )
+    warmup_fraction: Fraction = Field(default=0.02, description="Share of the run that warms up.")
+    decay_fraction: Fraction = Field(default=0.2, description="Share of the run that decays, at its end (`wsd`).")
+    min_lr_fraction: Fraction = Field(
+        default=0.1, description="Final learning rate as a share of the peak (`cosine`, `wsd`)."
+    )
+    weight_decay: PositiveOrZero = Field(default=0.1, description="Decoupled weight decay, on matrices only.")
     beta1: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
-        0.9, description="Adam's beta 1."
+        default=0.9, description="Adam's beta 1."
     )
     beta2: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
-        0.95, description="Adam's beta 2."
+        default=0.95, description="Adam's beta 2."
     )
-    adam_eps: Positive = Field(1e-8, description="Adam's epsilon.")
+    adam_eps: Positive = Field(default=1e-8, description="Adam's epsilon.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
-        0.95, description="Momentum of `muon` and `sgd`."
+        default=0.95, description="Momentum of `muon` and `sgd`."
     )
-    max_grad_norm: PositiveOrZero = Field(1.0, description="Gradient norm above which gradients are scaled down; 0: never.")
+    max_grad_norm: PositiveOrZero = Field(
+        default=1.0, description="Gradient norm above which gradients are scaled down; 0: never."
+    )
 
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the matrix products; weights stay in fp32. `auto`: bf16 where it is the faster."
+        default="auto",
+        description="Arithmetic of the matrix products; weights stay in fp32. `auto`: bf16 where it is the faster.",
     )
-    compile: bool | Literal["auto"] = Field("auto", description="`torch.compile`; `auto`: on CUDA only.")
+    compile: bool | Literal["auto"] = Field(default="auto", description="`torch.compile`; `auto`: on CUDA only.")
     activation_checkpointing: bool = Field(
-        False, description="Recompute blocks in the backward pass: less memory, more time."
+        default=False, description="Recompute blocks in the backward pass: less memory, more time."
     )
     threads: Annotated[int, Field(ge=1, le=4_096, strict=True)] | None = Field(
-        None, description="CPU threads of the arithmetic; default: the machine's cores."
+        default=None, description="CPU threads of the arithmetic; default: the machine's cores."
     )
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = Field(0, description="Seed of everything that is random.")
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)] = Field(
+        default=0, description="Seed of everything that is random."
+    )
 
-    log_every_steps: Count = Field(10, description="Updates between lines of `metrics.jsonl`.")
-    eval_every_steps: Count = Field(250, description="Updates between evaluations.")
-    eval_tokens: Count = Field(200_000, description="Tokens of held-out text that an evaluation reads, at the most.")
-    sample_every_steps: CountOrZero = Field(250, description="Updates between sample texts; 0: none.")
-    save_every_steps: Count | None = Field(None, description="Updates between checkpoints, besides `save_every_minutes`.")
-    save_every_minutes: Positive = Field(5.0, description="Minutes between checkpoints.")
+    log_every_steps: Count = Field(default=10, description="Updates between lines of `metrics.jsonl`.")
+    eval_every_steps: Count = Field(default=250, description="Updates between evaluations.")
+    eval_tokens: Count = Field(default=200_000, description="Tokens of held-out text that an evaluation reads, at the most.")
+    sample_every_steps: CountOrZero = Field(default=250, description="Updates between sample texts; 0: none.")
+    save_every_steps: Count | None = Field(
+        default=None, description="Updates between checkpoints, besides `save_every_minutes`."
+    )
+    save_every_minutes: Positive = Field(default=5.0, description="Minutes between checkpoints.")
     early_stopping_evals: Count | None = Field(
-        None, description="Stop after this many evaluations in a row without a better validation loss."
+        default=None, description="Stop after this many evaluations in a row without a better validation loss."
     )
     max_bad_steps: Count = Field(
-        3, description="Non-finite updates in a row that are skipped before rolling back to a checkpoint."
+        default=3, description="Non-finite updates in a row that are skipped before rolling back to a checkpoint."
     )
-    max_rollbacks: CountOrZero = Field(2, description="Rollbacks, each at half the learning rate, before training stops.")
+    max_rollbacks: CountOrZero = Field(
+        default=2, description="Rollbacks, each at half the learning rate, before training stops."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -402,44 +359,48 @@ class GenerationSection(Section):
     """How the model writes: samples while training, `generate`, `chat`."""
 
     temperature: Annotated[float, Field(ge=0.0, le=100.0, strict=True, allow_inf_nan=False)] = Field(
-        0.8, description="0: always the likeliest token."
+        default=0.8, description="0: always the likeliest token."
     )
-    top_k: CountOrZero = Field(0, description="Keep the k likeliest tokens; 0: all.")
+    top_k: CountOrZero = Field(default=0, description="Keep the k likeliest tokens; 0: all.")
     top_p: Annotated[float, Field(gt=0.0, le=1.0, strict=True, allow_inf_nan=False)] = Field(
-        0.95, description="Keep the likeliest tokens that together have this probability."
+        default=0.95, description="Keep the likeliest tokens that together have this probability."
     )
-    min_p: Fraction = Field(0.0, description="Drop tokens less likely than this share of the likeliest one's probability.")
+    min_p: Fraction = Field(
+        default=0.0, description="Drop tokens less likely than this share of the likeliest one's probability."
+    )
     repetition_penalty: Annotated[float, Field(gt=0.0, le=100.0, strict=True, allow_inf_nan=False)] = Field(
-        1.0, description="Divides the logits of tokens already seen (arXiv 1909.05858); 1: off."
+        default=1.0, description="Divides the logits of tokens already seen (arXiv 1909.05858); 1: off."
     )
-    no_repeat_ngram_size: CountOrZero = Field(0, description="No n-gram of this size is written twice; 0: off.")
-    max_new_tokens: Count = Field(200, description="Longest continuation.")
+    no_repeat_ngram_size: CountOrZero = Field(default=0, description="No n-gram of this size is written twice; 0: off.")
+    max_new_tokens: Count = Field(default=200, description="Longest continuation.")
     stop: list[Name] = Field(default_factory=list, description="Texts at which writing ends; they are left out.")
     prompts: list[Text] = Field(
         default_factory=lambda: [""], description="Beginnings of the samples written while training."
     )
-    chat_format: Text = Field("{user}", description="How a turn of `chat` becomes a prompt, for example `Q: {user}\\nA:`.")
+    chat_format: Text = Field(
+        default="{user}", description="How a turn of `chat` becomes a prompt, for example `Q: {user}\\nA:`."
+    )
 
 
 class AuxiliarySection(Section):
     """The model's own reasoning modules; all off by default."""
 
-    enable_policy: bool = Field(False, description="Policy head.")
-    enable_value: bool = Field(False, description="Value head.")
-    enable_dynamics: bool = Field(False, description="Latent dynamics.")
-    enable_span_contrastive: bool = Field(False, description="Span contrastive loss.")
-    enable_adaptive_sources: bool = Field(False, description="Source weights that follow learning progress.")
-    policy_kl_weight: PositiveOrZero = Field(0.05, description="Coefficient of the policy head's loss.")
-    value_weight: PositiveOrZero = Field(0.05, description="Coefficient of the value head's loss.")
-    dynamics_weight: PositiveOrZero = Field(0.05, description="Coefficient of the dynamics' loss.")
-    span_contrastive_weight: PositiveOrZero = Field(0.05, description="Coefficient of the contrastive loss.")
-    span_mask_fraction: Fraction = Field(0.15, description="Share of a row that a span covers.")
-    span_contrastive_temperature: Positive = Field(0.07, description="Temperature of InfoNCE.")
-    span_l2_normalize: bool = Field(True, description="Compare spans by cosine.")
-    adaptive_interval_tokens: Count = Field(5_000_000, description="Tokens between updates of the source weights.")
-    adaptive_min_weight: Positive = Field(0.5, description="Lowest source weight.")
-    adaptive_max_weight: Positive = Field(3.0, description="Highest source weight.")
-    adaptive_smoothing: Fraction = Field(0.9, description="Share of the old weight that an update keeps.")
+    enable_policy: bool = Field(default=False, description="Policy head.")
+    enable_value: bool = Field(default=False, description="Value head.")
+    enable_dynamics: bool = Field(default=False, description="Latent dynamics.")
+    enable_span_contrastive: bool = Field(default=False, description="Span contrastive loss.")
+    enable_adaptive_sources: bool = Field(default=False, description="Source weights that follow learning progress.")
+    policy_kl_weight: PositiveOrZero = Field(default=0.05, description="Coefficient of the policy head's loss.")
+    value_weight: PositiveOrZero = Field(default=0.05, description="Coefficient of the value head's loss.")
+    dynamics_weight: PositiveOrZero = Field(default=0.05, description="Coefficient of the dynamics' loss.")
+    span_contrastive_weight: PositiveOrZero = Field(default=0.05, description="Coefficient of the contrastive loss.")
+    span_mask_fraction: Fraction = Field(default=0.15, description="Share of a row that a span covers.")
+    span_contrastive_temperature: Positive = Field(default=0.07, description="Temperature of InfoNCE.")
+    span_l2_normalize: bool = Field(default=True, description="Compare spans by cosine.")
+    adaptive_interval_tokens: Count = Field(default=5_000_000, description="Tokens between updates of the source weights.")
+    adaptive_min_weight: Positive = Field(default=0.5, description="Lowest source weight.")
+    adaptive_max_weight: Positive = Field(default=3.0, description="Highest source weight.")
+    adaptive_smoothing: Fraction = Field(default=0.9, description="Share of the old weight that an update keeps.")
 
     @property
     def enabled(self) -> list[str]:
@@ -450,9 +411,9 @@ class AuxiliarySection(Section):
 class TrackingSection(Section):
     """Where metrics go besides `metrics.jsonl` and the report."""
 
-    tensorboard: bool = Field(False, description="Write TensorBoard event files under the run's folder.")
-    wandb: bool = Field(False, description="Log to Weights & Biases; works offline too (WANDB_MODE=offline).")
-    wandb_project: Name = Field("lmloop", description="Project of Weights & Biases.")
+    tensorboard: bool = Field(default=False, description="Write TensorBoard event files under the run's folder.")
+    wandb: bool = Field(default=False, description="Log to Weights & Biases; works offline too (WANDB_MODE=offline).")
+    wandb_project: Name = Field(default="lmloop", description="Project of Weights & Biases.")
 
 
 class Preset(Section):
@@ -461,17 +422,17 @@ class Preset(Section):
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         description="Name of the preset: letters, digits, `.`, `_`, `-`."
     )
-    description: Text = Field("", description="The line in the menu.")
+    description: Text = Field(default="", description="The line in the menu.")
     output_dir: Name | None = Field(
-        None, description="The run's folder, relative to the working directory; default: `checkpoints/<name>`."
+        default=None, description="The run's folder, relative to the working directory; default: `checkpoints/<name>`."
     )
-    model: ModelSection = Field(default_factory=ModelSection, description="The network.")  # type: ignore[arg-type]
-    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="Text to tokens.")  # type: ignore[arg-type]
-    data: DataSection = Field(default_factory=DataSection, description="Sources and their order.")  # type: ignore[arg-type]
-    train: TrainSection = Field(default_factory=TrainSection, description="Budget, optimizer, evaluation.")  # type: ignore[arg-type]
-    generation: GenerationSection = Field(default_factory=GenerationSection, description="How the model writes.")  # type: ignore[arg-type]
-    auxiliary: AuxiliarySection = Field(default_factory=AuxiliarySection, description="Reasoning modules.")  # type: ignore[arg-type]
-    tracking: TrackingSection = Field(default_factory=TrackingSection, description="Where metrics go.")  # type: ignore[arg-type]
+    model: ModelSection = Field(default_factory=ModelSection, description="The network.")
+    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="Text to tokens.")
+    data: DataSection = Field(default_factory=DataSection, description="Sources and their order.")
+    train: TrainSection = Field(default_factory=TrainSection, description="Budget, optimizer, evaluation.")
+    generation: GenerationSection = Field(default_factory=GenerationSection, description="How the model writes.")
+    auxiliary: AuxiliarySection = Field(default_factory=AuxiliarySection, description="Reasoning modules.")
+    tracking: TrackingSection = Field(default_factory=TrackingSection, description="Where metrics go.")
 
     @model_validator(mode="after")
     def _rows_fit_the_context(self) -> Preset:

@@ -18,7 +18,7 @@ class Carried:
 
     progress: Progress = field(default_factory=Progress)
     exact: bool = False
-    """The preset is the one of the checkpoint: everything goes on as it was."""
+    """Nothing that is trained has changed since the checkpoint: everything goes on as it was."""
     optimizer: bool = False
     feed: bool = False
     precision: Literal["fp32", "bf16"] | None = None
@@ -28,7 +28,7 @@ class Carried:
     notices: list[str] = field(default_factory=list)
 
 
-def carry_over(state: dict[str, Any] | None, preset: Preset, preset_hash: str, *, device: str) -> Carried:
+def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str) -> Carried:
     """Compare the checkpoint's preset with the one that is to be trained.
 
     Raises:
@@ -55,7 +55,7 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, preset_hash: str, *
         notices += _inexact(state["environment"], device)
     return Carried(
         progress=progress,
-        exact=state["preset_hash"] == preset_hash,
+        exact=not effects,
         optimizer=same_optimizer,
         feed=same_feed,
         precision=state["precision"] if preset.train.precision == "auto" else None,

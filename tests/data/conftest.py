@@ -11,7 +11,7 @@ from lmloop.data.document import Document, Position
 from lmloop.data.files import Files
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import Source
-from lmloop.preset.schema import FilesSource
+from lmloop.preset.sources import FilesSource
 
 
 class Opened:

@@ -9,7 +9,7 @@ import pytest
 from lmloop.data.catalog import BUILT_IN, built_in
 from lmloop.data.files import Files
 from lmloop.data.quarantine import Quarantine
-from lmloop.preset.schema import FilesSource, HubSource
+from lmloop.preset.sources import FilesSource, HubSource
 
 
 def test_the_names_that_are_promised() -> None:

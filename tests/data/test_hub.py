@@ -17,7 +17,7 @@ from lmloop.data import hub
 from lmloop.data.hub import HubStream
 from lmloop.data.quarantine import Quarantine, TooManyBadRows
 from lmloop.data.source import SourceError
-from lmloop.preset.schema import HubSource
+from lmloop.preset.sources import HubSource
 
 
 @pytest.fixture(autouse=True)

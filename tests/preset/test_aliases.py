@@ -9,8 +9,9 @@ import pytest
 from lmloop.preset.aliases import ALIASES, UNSUPPORTED, UNSUPPORTED_SOURCES, VALUES, canonical, flat_keys
 from lmloop.preset.check import check
 from lmloop.preset.reading import load_preset
-from lmloop.preset.schema import FilesSource, HubSource, Preset
+from lmloop.preset.schema import Preset
 from lmloop.preset.shape import leaves, node_at, properties, root, sections
+from lmloop.preset.sources import FilesSource, HubSource
 
 SOURCES = {"data": {"sources": ["wikipedia"]}}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmloop.preset.reading import LoadedPreset, list_presets, load_preset, resolved
-from lmloop.preset.schema import FilesSource, HubSource
+from lmloop.preset.sources import FilesSource, HubSource
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmloop.preset.schema import DataSection, FilesSource
+from lmloop.preset.schema import DataSection
+from lmloop.preset.sources import FilesSource
 from lmloop.tokens.mixing import interleave, lane_weights
 
 weights = st.lists(st.sampled_from([0.1, 1 / 3, 0.5, 1.0, 2.0, 3.7, 250.0]), min_size=1, max_size=5)
