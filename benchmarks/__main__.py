@@ -19,18 +19,16 @@ def main() -> int:
     for column in ("preset", "parameters", "precision", "tokens/s (median)", "from", "to", "memory"):
         table.add_column(column)
     console = Console()
+    machine = ""
     for path, _ in list_presets(presets_folder()):
-        plans = []
-        for _ in range(REPEATS):  # a process each: memory is that of the process
-            ended = subprocess.run(
-                [sys.executable, "-m", "lmloop.cli", "plan", str(path), "--json"], capture_output=True, text=True
-            )
-            if ended.returncode:
-                break
-            plans.append(json.loads(ended.stdout))
+        # A process each: memory is that of the process.
+        arguments = [sys.executable, "-m", "lmloop.cli", "plan", str(path), "--json"]
+        answers = [json.loads(subprocess.run(arguments, stdout=subprocess.PIPE).stdout) for _ in range(REPEATS)]
+        plans = [answer for answer in answers if "error" not in answer]
         if not plans:
-            table.add_row(path.stem, "", "", ended.stderr.strip().splitlines()[-1][:60])
+            table.add_row(path.stem, "", "", "cannot be planned here: see above")
             continue
+        machine = plans[0]["machine"]
         speeds = sorted(plan["tokens_per_s"] for plan in plans)
         table.add_row(
             path.stem,
@@ -41,7 +39,7 @@ def main() -> int:
             f"{speeds[-1]:,.0f}",
             f"{max(plan['memory_bytes'] for plan in plans) / 2**20:,.0f} MB",
         )
-    console.print(plans[0]["machine"] if plans else "")
+    console.print(machine)
     console.print(table)
     return 0
 

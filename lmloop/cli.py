@@ -3,38 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from lmloop.durable import json_line
 
 Answer = tuple[dict[str, Any], int]
 """What a verb prints under --json, and its exit status."""
 
 
+class _UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing half a screen of usage before the one line that says what is wrong."""
+        raise _UsageError(f"{message.removeprefix('argument ')} (see {self.prog} -h)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; its exit status. User errors are one line on standard error and status 2."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):  # what a model writes may not exist in the terminal's character set
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
+        options = _parser().parse_args(words)
         answer, status = options.verb(options)
-    except ValueError as error:
-        message = str(error)
-        if options.json:
-            print(json.dumps({"error": message}))
-        print(f"lmloop: {message}", file=sys.stderr)
-        return 2
+        if as_json:
+            _print_json(answer)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         return 1
+    except (ValueError, OSError) as error:  # the user's; the disk's or the network's
+        return _fail(in_words(error), as_json, 2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
-        return 130
-    if options.json:
-        print(json.dumps(answer))
+        return _fail("interrupted", as_json, 130)
+
+
+def in_words(error: ValueError | OSError) -> str:
+    """What went wrong in one line; of the disk's errors without their number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _fail(message: str, as_json: bool, status: int) -> int:
+    if as_json:
+        _print_json({"error": message})
+    print(f"lmloop: {message}", file=sys.stderr)
     return status
 
 
+def _print_json(answer: dict[str, Any]) -> None:
+    """Strict JSON, with null for NaN and infinities, in ASCII: it survives any terminal and any pipe."""
+    print(json.dumps(json.loads(json_line(answer))))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lmloop", description="One training loop for language models that you own.")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    parser = _Parser(prog="lmloop", description="One training loop for language models that you own.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", dest="VERB")
 
     def verb(name: str, function: Any, summary: str) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=summary, description=summary)
@@ -77,8 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 up")
+    return int(text)
+
+
 def _positive(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 10**9:
+    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 1 up")
     return int(text)
 
@@ -100,7 +142,7 @@ def _sampling_arguments(added: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="text at which writing ends; may be given several times"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling (default 0)")
+    group.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the sampling (default 0)")
 
 
 def _sampling_changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -116,10 +158,13 @@ def _train(options: argparse.Namespace) -> Answer:
 
 
 def _plan(options: argparse.Namespace) -> Answer:
+    from rich.console import Console
+
     from lmloop.plan import print_plan, this_plan
     from lmloop.preset.reading import find_preset, load_preset
 
-    plan = this_plan(load_preset(find_preset(options.preset)))
+    with Console(stderr=True).status("measuring this machine ..."):
+        plan = this_plan(load_preset(find_preset(options.preset)))
     if not options.json:
         print_plan(plan)
     return plan.as_dict(), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -100,6 +101,23 @@ def pick_precision(asked: Literal["auto", "fp32", "bf16"], machine: Machine, hid
     if not machine.bf16:
         return "fp32"
     return "bf16" if machine.device == "cuda" or hidden_size >= 192 else "fp32"
+
+
+def use_machine(machine: Machine, threads: int | None) -> None:
+    """Set this process up for arithmetic on `machine`; `threads`: of the CPU, by default one for each core.
+
+    What a training step frees, the next one takes again. glibc would give large blocks back to the kernel each time, and
+    the page faults of getting them anew cost a CPU step of the 5 M preset 15 to 30 %: so freed memory is kept.
+    """
+    torch.set_num_threads(threads or machine.cores)
+    torch.set_float32_matmul_precision("high")  # TF32 where the device has it
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 64 << 20)):
+            libc.mallopt(option, value)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+"""Options of glibc's mallopt (malloc.h)."""
 
 
 def memory_in_use_bytes(device: torch.device) -> int:

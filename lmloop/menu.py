@@ -33,6 +33,9 @@ def main() -> int:
     except ValueError as error:
         print(f"lmloop: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"lmloop: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -47,9 +50,10 @@ def _show(console: Console, listed: list[tuple[Path, LoadedPreset | ValueError]]
     for number, (path, entry) in enumerate(listed, 1):
         if isinstance(entry, LoadedPreset):
             preset = entry.preset
-            table.add_row(
-                f"{number}", f"[bold]{escape(path.stem)}[/]", escape(preset.description), escape(forecasts[preset.name])
-            )
+            forecast = escape(forecasts[path])
+            if console.width < 100:
+                forecast = forecast.replace(", ", ",\n")
+            table.add_row(f"{number}", f"[bold]{escape(path.stem)}[/]", escape(preset.description), forecast)
         else:
             table.add_row(f"{number}", escape(path.stem), f"[red]{escape(str(entry))}[/]", "")
     console.print(table)
@@ -65,9 +69,10 @@ def _choose(console: Console, listed: list[tuple[Path, LoadedPreset | ValueError
         console.print(escape(question), end="")
         line = sys.stdin.readline()
         answer = line.strip()
-        if not sys.stdin.isatty():
-            console.print(escape(answer))  # so that a log shows what was chosen
+        if not sys.stdin.isatty() or not line:
+            console.print(escape(answer))  # so that a log shows what was chosen, and Ctrl-D ends the line
         if not line and answered:
+            console.print("no preset was chosen")
             return 2
         answered = True
         if not answer:

@@ -16,7 +16,7 @@ from lmloop.data.corpus import open_corpus
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import Source
 from lmloop.durable import atomic_write
-from lmloop.hardware import Machine, pick_precision, this_machine
+from lmloop.hardware import Machine, pick_precision, this_machine, use_machine
 from lmloop.models.build import build_model
 from lmloop.models.loading import parameter_counts
 from lmloop.objectives.language import LanguageObjective
@@ -33,6 +33,8 @@ CHARACTERS_A_TOKEN = 4.0
 """Of a byte-pair vocabulary of some thousand, in English: for an estimate before there is a tokenizer."""
 MENU_TOKENS = 2_048
 """Tokens of the batch that the menu measures with: a token takes nearly as long as in the full batch."""
+MEASURED_AFTER_S = 60.0
+"""Seconds of training after which a session's own speed replaces the probe's."""
 SAMPLE_CHARACTERS = 2_000_000
 """How much text is read to estimate the size of an epoch."""
 
@@ -71,9 +73,9 @@ def this_plan(loaded: LoadedPreset) -> Plan:
     return plan
 
 
-def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[str, str]:
-    """A line for each preset: this machine's cached plan, or a short measurement made now and kept."""
-    machine, lines = this_machine(), {}
+def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, str]:
+    """A line for each preset, by its file: this machine's cached plan, or a short measurement made now and kept."""
+    machine, lines = this_machine(), dict[Path, str]()
     cache = _read_cache()
     for loaded in presets:
         preset = loaded.preset
@@ -87,11 +89,11 @@ def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[str, s
                         preset, preset.tokenizer.vocab_size, packed=True, at_least_s=0.3, tokens=tokens, at_most_rows=rows
                     )
                 except (RuntimeError, ValueError) as error:  # out of memory, a length that does not fit
-                    lines[preset.name] = str(error).splitlines()[0][:80]
+                    lines[loaded.path] = str(error).splitlines()[0][:80]
                     continue
             _remember(preset, plan)
             known = plan.as_dict()
-        lines[preset.name] = forecast_line(known["tokens"], known["seconds"])
+        lines[loaded.path] = forecast_line(known["tokens"], known["seconds"])
     return lines
 
 
@@ -106,23 +108,42 @@ def print_plan(plan: Plan) -> None:
     parts = ", ".join(
         f"{name} {figures.count(count)}" for name, count in plan.parameters_by_part.items() if name != "total" and count
     )
-    memory = ", ".join(f"{name} {size / 2**20:,.0f} MB" for name, size in plan.memory_by_part.items())
+    memory = ", ".join(f"{name} {figures.size(size)}" for name, size in plan.memory_by_part.items())
     table.add_row("preset", plan.preset)
     table.add_row("machine", f"{plan.machine}, {plan.precision}")
     table.add_row("parameters", f"{plan.parameters:,} ({parts})")
-    table.add_row("memory", f"{plan.memory_bytes / 2**20:,.0f} MB ({memory})")
-    table.add_row("disk", f"{plan.disk_bytes / 2**20:,.0f} MB of checkpoints")
+    table.add_row("memory", f"{figures.size(plan.memory_bytes)} ({memory})")
+    table.add_row("disk", f"{figures.size(plan.disk_bytes)} of checkpoints")
     table.add_row("speed", f"{plan.tokens_per_s:,.0f} tokens/s")
     table.add_row("the run", forecast_line(plan.tokens, plan.seconds))
     Console().print(table)
+
+
+def require_room(preset: Preset, vocab_size: int, machine: Machine) -> None:
+    """Refuse a model whose weights and gradients alone exceed the machine's memory, before any of it is allocated.
+
+    On a CPU no allocation fails: the kernel would end the process, and others with it, once the memory is touched.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    with torch.device("meta"):
+        parameters = parameter_counts(build_model(preset.model, vocab_size, seed=0))["total"]
+    needed = 2 * 4 * parameters  # fp32
+    if needed > machine.memory_bytes:
+        raise ValueError(
+            f"model: {figures.count(parameters)} parameters need {figures.size(needed)} for weights and gradients, "
+            f"this machine has {figures.size(machine.memory_bytes)}: lower model.hidden_size or model.num_layers"
+        )
 
 
 def _measure(
     preset: Preset, vocab_size: int, *, packed: bool, at_least_s: float, tokens: int, at_most_rows: int | None = None
 ) -> Plan:
     machine, train = this_machine(), preset.train
-    torch.set_num_threads(train.threads or machine.cores)
+    use_machine(machine, train.threads)
     precision = pick_precision(train.precision, machine, preset.model.hidden_size)
+    require_room(preset, vocab_size, machine)
     model = build_model(preset.model, vocab_size, seed=train.seed).to(machine.torch_device)
     model.activation_checkpointing = train.activation_checkpointing
     optimizer = build_optimizer(model, train)
@@ -155,7 +176,7 @@ def _measure(
         disk_bytes=5 * checkpoint_bytes,  # current, two before it, the best, and the one being written
         tokens_per_s=round(measured.tokens_per_s, 1),
         tokens=tokens,
-        seconds=round(tokens / measured.tokens_per_s, 1),
+        seconds=round(tokens / measured.tokens_per_s, 3),
     )
 
 
@@ -221,6 +242,20 @@ def _source_tokens(source: Source, tokenizer: Tokenizer | None) -> int:
     return round((characters / rate + documents) / max(progress, 1e-6))
 
 
+def remember_speed(preset: Preset, session: dict[str, Any], run_dir: Path) -> None:
+    """After a session of some minutes: what the run really made is a better forecast than any probe."""
+    trained_s = session["phases"]["train"] + session["phases"]["data"]
+    machine = this_machine()
+    known = _read_cache().get(_cache_key(preset, machine))
+    if known is None or trained_s < MEASURED_AFTER_S:
+        return
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    speeds = sorted(line["tokens_per_s"] for line in lines if line["step"] > session["from_step"] and line["tokens_per_s"])
+    if speeds:
+        speed = speeds[len(speeds) // 2]
+        _write_cache(preset, {**known, "tokens_per_s": speed, "seconds": round(known["tokens"] / speed, 1)})
+
+
 def _cache_path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmloop" / "plans.json"
 
@@ -238,9 +273,13 @@ def _read_cache() -> dict[str, dict[str, Any]]:
 
 
 def _remember(preset: Preset, plan: Plan) -> None:
-    """Keep the plan for the menu; a cache that cannot be written is only slower."""
+    _write_cache(preset, plan.as_dict())
+
+
+def _write_cache(preset: Preset, entry: dict[str, Any]) -> None:
+    """Keep a plan for the menu; a cache that cannot be written is only slower."""
     try:
         _cache_path().parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(_cache_path(), json.dumps({**_read_cache(), _cache_key(preset, this_machine()): plan.as_dict()}))
+        atomic_write(_cache_path(), json.dumps({**_read_cache(), _cache_key(preset, this_machine()): entry}))
     except OSError:
         return

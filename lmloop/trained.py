@@ -43,6 +43,8 @@ def find_run(name: str | None) -> Path:
         if any(folder.glob("lm_*.pth")):
             return folder
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ValueError(f"{name}: a file: name the run's folder, {folder.parent}")
     if not folder.exists():
         raise ValueError(f"{name}: no such run folder (the presets' runs are under checkpoints/)")
     raise ValueError(f"{name}: no checkpoint in this folder: a run's folder holds {CURRENT}")
@@ -56,8 +58,6 @@ def load_trained(run_dir: Path, which: Literal["best", "newest"] = "best") -> Tr
     """
     store = CheckpointStore(run_dir)
     loaded = store.load(which)
-    if loaded is None and which == "best":
-        loaded = store.load("newest")
     if loaded is None:
         raise ValueError(f"{run_dir}: no checkpoint in this folder")
     state = loaded.state

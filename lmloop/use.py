@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,13 @@ from rich.table import Table
 
 from lmloop.data.corpus import open_corpus
 from lmloop.data.quarantine import Quarantine
+from lmloop.data.source import SourceError
 from lmloop.generation.engine import Engine
-from lmloop.hardware import pick_precision, this_machine
+from lmloop.hardware import pick_precision, this_machine, use_machine
 from lmloop.preset.schema import DataSection, GenerationSection
 from lmloop.trained import Trained, find_run, load_trained
 from lmloop.training.evaluate import evaluate, held_out
+from lmloop.training.progress import visible
 
 Which = Literal["best", "newest"]
 
@@ -28,7 +31,7 @@ def _open(run: str | None, which: Which) -> tuple[Trained, torch.device]:
     for notice in trained.checkpoint.notices:
         print(notice, file=sys.stderr)
     machine = this_machine()
-    torch.set_num_threads(machine.cores)
+    use_machine(machine, None)
     trained.model.to(machine.torch_device)
     return trained, machine.torch_device
 
@@ -44,13 +47,19 @@ def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str)
         source = {"type": "files", "path": data}
         section = DataSection.model_validate({"sources": [source], "validation": [source]})
     quarantine = Quarantine(None, section.max_bad_fraction)
-    corpus = open_corpus(
-        section,
-        seed=preset.train.seed,
-        eval_tokens=preset.train.eval_tokens,
-        run_dir=trained.run_dir if data is None else None,
-        quarantine=quarantine,
-    )
+    try:
+        corpus = open_corpus(
+            section,
+            seed=preset.train.seed,
+            eval_tokens=preset.train.eval_tokens,
+            run_dir=trained.run_dir if data is None else None,
+            quarantine=quarantine,
+        )
+    except SourceError as error:
+        if data is None:
+            raise
+        why = str(error).partition(": no source can be read: ")[2] or str(error)
+        raise ValueError(f"--data {data}: " + why.removeprefix(f"source '{data}'").lstrip(": ")) from None
     for notice in corpus.notices:
         print(notice, file=sys.stderr)
     sources = corpus.test if split == "test" and data is None else corpus.validation
@@ -105,17 +114,12 @@ def generate_from_run(
     options = _options(trained, changes)
     engine = _engine(trained, device)
     if not json_mode and len(prompts) == 1:
-        write: Callable[[str], object] = sys.stdout.write
-        write(prompts[0])
-        for piece in engine.stream(prompts[0], options, seed=seed):
-            write(piece)
-            sys.stdout.flush()
-        write("\n")
+        _stream(prompts[0], engine.stream(prompts[0], options, seed=seed))
         return {}
     written = engine.generate(prompts, options, seed=seed)
     if not json_mode:
         for prompt, one in zip(prompts, written, strict=True):
-            print(f"{prompt}{one.text}\n")
+            print(f"{_shown(prompt + one.text)}\n")
         return {}
     answers = [
         {
@@ -128,6 +132,21 @@ def generate_from_run(
         for one in written
     ]
     return answers[0] if len(answers) == 1 else {"results": answers}
+
+
+def _stream(prompt: str, pieces: Iterable[str]) -> None:
+    """Write a text as it comes into being."""
+    try:
+        for piece in itertools.chain([prompt], pieces):
+            sys.stdout.write(_shown(piece))
+            sys.stdout.flush()
+    finally:  # Ctrl-C too leaves the shell's next prompt on a line of its own
+        sys.stdout.write("\n")
+
+
+def _shown(text: str) -> str:
+    """As it is for a file or a pipe; on a terminal without what the terminal would obey."""
+    return visible(text) if sys.stdout.isatty() else text
 
 
 def chat_with_run(run: str | None, which: Which, *, changes: dict[str, Any], seed: int, json_mode: bool) -> dict[str, Any]:

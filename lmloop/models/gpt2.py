@@ -120,7 +120,7 @@ class GPT2(Transformer):
         """The norm behind the last layer."""
         return cast(nn.LayerNorm, self.transformer.ln_f)(hidden_BTD)
 
-    def extend_positions(self, positions: int, seed: int = 0) -> None:
+    def extend_max_seq_len(self, positions: int, seed: int = 0) -> None:
         """Make room for `positions` positions: learned ones stay as they are, new ones start fresh from `seed`.
 
         The table becomes another parameter, so an optimizer is built after this. ValueError if it would shrink.

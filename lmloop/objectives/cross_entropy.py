@@ -60,7 +60,7 @@ def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def _nll(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-    return logits_CV.logsumexp(dim=-1) - logits_CV.gather(1, targets_C[:, None])[:, 0]
+    return -torch.log_softmax(logits_CV, dim=-1).gather(1, targets_C[:, None])[:, 0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -80,13 +80,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for index_C in weights_N.nonzero()[:, 0].split(chunk):
                 hidden_CD = hidden_ND[index_C].to(dtype)
                 targets_C, weights_C = targets_N[index_C], weights_N[index_C].to(sum_dtype)
-                logits_CV = _logits(hidden_CD, product_weight_VD)
-                log_sum_C = logits_CV.logsumexp(dim=-1)
-                picked_C = logits_CV.gather(1, targets_C[:, None])[:, 0]
-                total += ((log_sum_C - picked_C) * weights_C).sum()
+                # One fused kernel; a separate logsumexp, difference and exponential take twice its time on a CPU.
+                log_probabilities_CV = torch.log_softmax(_logits(hidden_CD, product_weight_VD), dim=-1)
+                picked_C = log_probabilities_CV.gather(1, targets_C[:, None])[:, 0]
+                total -= (picked_C * weights_C).sum()
                 if hidden_grad is None and weight_grad is None:
                     continue
-                gradient_CV = logits_CV.sub_(log_sum_C[:, None]).exp_()  # softmax, in the logits' own memory
+                gradient_CV = log_probabilities_CV.exp_()  # softmax, in the same memory
                 gradient_CV.scatter_add_(1, targets_C[:, None], gradient_CV.new_full((len(index_C), 1), -1.0))
                 gradient_CV = gradient_CV.mul_(weights_C[:, None]).to(dtype)
                 if hidden_grad is not None:

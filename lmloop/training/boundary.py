@@ -79,27 +79,24 @@ class Boundary:
 
     def pass_through(self, should_stop: Stop, *, final: bool) -> bool:
         """Do what is due after the last step. False when asked to stop before it was all done: it is then still due."""
-        progress = self.progress
-        if not progress.boundary_done:
-            step, section = progress.step, self.section
-            evaluation: Evaluation | None = None
-            if self.evaluator is not None and (step % section.eval_every_steps == 0 or final):
-                evaluation = self._evaluate(should_stop)
-                if evaluation is None:
-                    return False
-            if (
-                _sample_due(step, section.sample_every_steps) or (final and section.sample_every_steps)
-            ) and not self._sample(should_stop):
-                return False
-            if evaluation is not None or step % section.log_every_steps == 0 or final:
-                self._write_line(evaluation)
-            progress.boundary_done = True
-        elif final and self.evaluator is not None and progress.last_step and progress.last_eval_step != progress.step:
-            # An epoch's end shows only after its last step was logged: the final evaluation has a line of its own.
+        progress, section, step = self.progress, self.section, self.progress.step
+        unsampled = bool(section.sample_every_steps) and progress.last_sample_step != step
+        if final and progress.last_step and (unsampled or (self.evaluator and progress.last_eval_step != step)):
+            # An epoch's end shows only after its last step was logged: what is due at the end has a line of its own.
+            progress.boundary_done = False
+        if progress.boundary_done:
+            return True
+        evaluation: Evaluation | None = None
+        if self.evaluator and (step % section.eval_every_steps == 0 or final):
             evaluation = self._evaluate(should_stop)
             if evaluation is None:
                 return False
+        sample_due = unsampled and (final or _sample_due(step, section.sample_every_steps))
+        if sample_due and not self._sample(should_stop):
+            return False
+        if evaluation is not None or step % section.log_every_steps == 0 or final:
             self._write_line(evaluation)
+        progress.boundary_done = True
         return True
 
     def notice(self, message: str) -> None:
@@ -114,6 +111,8 @@ class Boundary:
         if evaluation is None:
             return None
         progress = self.progress
+        if progress.last_eval_step == progress.step:
+            return evaluation  # made again, since the run was stopped before its line was written: it counts once
         progress.last_eval_step = progress.step
         value = evaluation.cross_entropy
         if math.isfinite(value) and (progress.best_val_loss is None or value < progress.best_val_loss):
@@ -134,6 +133,7 @@ class Boundary:
             self.samples.write({"step": self.progress.step, "tokens": self.progress.tokens, "prompt": prompt, "text": text})
             self.trackers.sample(self.progress.step, prompt, text)
             self.display.sample(prompt, text)
+        self.progress.last_sample_step = self.progress.step
         return True
 
     def _write_line(self, evaluation: Evaluation | None) -> None:

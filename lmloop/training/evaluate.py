@@ -72,13 +72,17 @@ class _Counted:
             if self.left is not None:
                 if self.left < 2:
                     return
-                targets = len(self.tokenizer.encode(text)) + 1
-                if targets > self.left:  # the last document is cut, by characters so that its bytes are known
-                    text = text[: max(int(len(text) * (self.left - 1) / targets), 1)]
-                    targets = self.left
-                self.left -= targets
+                targets = self._targets(text)
+                fits = targets <= self.left
+                while targets > self.left:  # the last document is cut, by characters so that its bytes are known
+                    text = text[: int(len(text) * (self.left - 1) / targets)]
+                    targets = self._targets(text)
+                self.left = self.left - targets if fits else 0
             self.bytes += len(text.encode("utf-8", errors="replace"))
             yield Document(document.id, document.parent, text, document.progress), after
+
+    def _targets(self, text: str) -> int:
+        return len(self.tokenizer.encode(text)) + 1
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ class Trainee(nn.Module):
 class Outcome:
     """How a run ended: `finished`, `stopped` by a signal, or `failed`."""
 
-    status: str
+    status: Literal["finished", "stopped", "failed"]
     reason: str
 
 
@@ -92,8 +93,8 @@ class Trainer:
                 return self._stopped()
             if self.snapshots.due():
                 self.snapshots.save()
-            if self.snapshots.failed:
-                return Outcome("failed", self.snapshots.failed)
+            if self.snapshots.given_up:
+                return self._unsaved()
             if finished or progress.stopped_early:
                 return self._ended()
             if self.should_stop():
@@ -179,22 +180,26 @@ class Trainer:
             return True
         if progress.rollbacks >= self.section.max_rollbacks:
             return False
+        restored = self.snapshots.restore_weights()
+        if restored is None:
+            return False
         progress.rollbacks += 1
         progress.bad_in_a_row = 0
         progress.rate_scale *= 0.5
-        restored = self.snapshots.restore_weights()
         self.boundary.notice(
             f"{self.section.max_bad_steps} bad updates in a row: weights of step {restored} again, learning rate halved"
         )
         return True
 
     def _stopped(self) -> Outcome:
-        saved = self.snapshots.save()
-        return Outcome("stopped", "asked to stop") if saved else Outcome("failed", self.snapshots.failed or "could not save")
+        return Outcome("stopped", "asked to stop") if self.snapshots.save() else self._unsaved()
+
+    def _unsaved(self) -> Outcome:
+        return Outcome("failed", self.snapshots.problem or "the checkpoint was not saved")
 
     def _ended(self) -> Outcome:
         if not self.snapshots.save():
-            return Outcome("failed", self.snapshots.failed or "could not save")
+            return self._unsaved()
         if self.progress.stopped_early:
             return Outcome("finished", f"no better validation loss in {self.progress.evals_since_best} evaluations")
         return Outcome("finished", "the budget is used up")

@@ -7,12 +7,13 @@ pipe that is closed, makes the display silent; it never ends the run.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmloop.training import figures
+from lmloop.training.commands import command
 
 REDRAW_S = 0.1
 SAMPLE_CHARACTERS = 1_200
@@ -69,6 +71,8 @@ class Display:
         self._step = 0
         self._fraction = 0.0
         self._activity = ""
+        self._announced = ""
+        self._newest_loss: float | None = None
         self._losses: deque[float] = deque(maxlen=HISTORY)
         self._validation: float | None = None
         self._pace: deque[tuple[float, float]] = deque(maxlen=240)
@@ -93,32 +97,31 @@ class Display:
         """Say what is going to run, and begin the progress.
 
         `facts` may have preset, run, machine, parameters, sources (names), memory_bytes, tokens_per_s and forecast; what it
-        lacks is left out.
+        lacks is left out. Of a run that goes on, `step` and `fraction` say where it stands.
         """
+        self._step, self._fraction = facts.get("step", 0), facts.get("fraction", 0.0)
         self._activity = ""
         self._name = visible(str(facts.get("preset", "")))
         number = facts.get("parameters")
         head = [self._name, f"{figures.count(number)} parameters" if number else "", str(facts.get("machine") or "")]
+        sources = [str(name) for name in facts.get("sources") or ()]
         speed, memory = facts.get("tokens_per_s"), facts.get("memory_bytes")
         pace = [
             f"about {figures.count(speed)} tokens/s" if speed else "",
             f"{figures.size(memory)} of memory" if memory else "",
             str(facts.get("forecast") or ""),
         ]
-        rows = {
-            "run": " · ".join(filter(None, head)),
-            "data": ", ".join(facts.get("sources") or ()),
-            "speed": " · ".join(filter(None, pace)),
-            "folder": str(facts.get("run") or ""),
-        }
-        self._print(*(_fact(label, visible(content)) for label, content in rows.items() if content))
+        rows = {"run": head, "data": sources, "speed": pace, "folder": [str(facts.get("run") or "")]}
+        self._facts(rows, width=7)
         if self._on_terminal:
             self._print(Text("Ctrl-C saves and stops; the same command goes on from there.", style="dim"))
         self._draw(force=True)
 
-    def tick(self, step: int, fraction: float) -> None:
-        """An update is done: `step` updates so far, `fraction` of the run."""
+    def tick(self, step: int, fraction: float, loss: float | None = None) -> None:
+        """An update is done: `step` updates so far, `fraction` of the run. Its `loss` is shown until a line is logged."""
         self._step, self._fraction = step, fraction
+        if loss is not None:
+            self._newest_loss = loss
         now = self._clock()
         if not self._pace or now - self._pace[-1][0] >= 0.5:
             self._pace.append((now, fraction))
@@ -146,7 +149,13 @@ class Display:
         if (bits := line.get("val_bits_per_byte")) is not None:
             parts.append(f"{figures.value(bits)} bits per byte")
         where = f"step {line.get('step', self._step):,} · {figures.count(line.get('tokens', 0))} tokens   "
-        self._print(Text.assemble((where, "dim"), (" · ".join(parts), "bold")))
+        if len(where) + len(parts[0]) > self._room():
+            parts.insert(0, "")
+        first, *more = _rows([where + parts[0], *parts[1:]], self._room())
+        self._print(
+            Text.assemble((where, "dim"), (first.removeprefix(where), "bold")),
+            *(Text.assemble("  ", (row, "bold")) for row in more),
+        )
 
     def sample(self, prompt: str, text: str) -> None:
         """Show a text that the model wrote: `prompt` and its continuation `text`."""
@@ -164,7 +173,22 @@ class Display:
 
     def notice(self, message: str) -> None:
         """One line about something that a person should know: a source dropped, an update skipped."""
-        self._print(Text.assemble(("! ", "yellow"), visible(" ".join(message.split()))))
+        words = Text(visible(" ".join(message.split())))
+        rows = words.wrap(self._console, self._room() - 2) if self._on_terminal else [words]
+        self._print(*(Text.assemble(("  " if index else "! ", "yellow"), row) for index, row in enumerate(rows)))
+
+    def announce(self, message: str) -> None:
+        """Show a message at once, from any thread, while the loop computes: that a signal has been heard.
+
+        It takes the place of the block's last row and stays in the block from then on. Printed as a line of its own it
+        would move the cursor away from where the block expects it.
+        """
+        self._announced = message
+        descriptor, text = 2, f"\n{message}\n"
+        with suppress(OSError, ValueError):  # the terminal is gone, or is none
+            if self._live is not None:
+                descriptor, text = self._console.file.fileno(), f"\r\x1b[2K{message[: self._console.width - 1]}"
+            os.write(descriptor, text.encode())
 
     @contextmanager
     def busy(self, activity: str) -> Iterator[None]:
@@ -195,13 +219,13 @@ class Display:
             at = f" at step {facts['best_step']:,}" if facts.get("best_step") is not None else ""
             reached.append(f"best validation loss {best:.4f}{at}")
         rows = {
-            "reached": " · ".join(filter(None, reached)),
-            "checkpoint": str(facts.get("checkpoint") or ""),
-            "report": str(facts.get("report") or ""),
-            "talk to it": f"lmloop chat {facts['run']}" if facts.get("run") and status != "failed" else "",
-            "train on": str(facts.get("again") or ""),
+            "reached": reached,
+            "checkpoint": [str(facts.get("checkpoint") or "")],
+            "report": [str(facts.get("report") or "")],
+            "talk to it": [command("chat", str(facts["run"]))] if facts.get("run") and status != "failed" else [],
+            "train on": [str(facts.get("again") or "")],
         }
-        self._print(*(_fact(label, visible(content), width=11) for label, content in rows.items() if content))
+        self._facts(rows, width=11)
 
     def close(self) -> None:
         """Take the live block away; whatever is printed after that is ordinary output."""
@@ -214,13 +238,25 @@ class Display:
 
     # ---- how it is shown ----
 
+    def _room(self) -> int:
+        """Cells of a row; unlimited where lines are read by programs too."""
+        return self._console.width if self._on_terminal else 1_000_000
+
+    def _facts(self, rows: Mapping[str, Sequence[str]], *, width: int) -> None:
+        """Labels with their facts; what a terminal's row has no room for goes on under the first fact."""
+        for label, parts in rows.items():
+            known = [visible(part) for part in parts if part]
+            for index, row in enumerate(_rows(known, self._room() - width - 1)):
+                self._print(Text.assemble((f"{'' if index else label:<{width}} ", "dim"), row))
+
     def _print(self, *lines: Text) -> None:
         if self._silent:
             return
         try:
             for line in lines:
                 if self._on_terminal:
-                    self._console.print(self._encodable(line), highlight=False)
+                    # The terminal breaks what is too long: a path that is copied from it must stay in one piece.
+                    self._console.print(self._encodable(line), highlight=False, soft_wrap=True)
                 else:
                     self._console.file.write(self._encodable(line).plain + "\n")
             if not self._on_terminal:
@@ -255,7 +291,7 @@ class Display:
 
     def _block(self) -> RenderableType:
         if not self._name:  # still setting up
-            return Text(f"{visible(self._activity)} …", style="dim")
+            return Text(self._announced or f"{visible(self._activity)} …", style="dim")
         width = self._console.width
         head = Table.grid(padding=(0, 2), expand=True)
         cells: list[RenderableType] = [
@@ -270,12 +306,16 @@ class Display:
             head.add_column(ratio=1 if index == 1 else None, max_width=max(width // 4, 8) if index == 0 else None)
         head.add_row(*cells)
         parts = self._loss_parts() if self._line else []
+        if not self._line and self._newest_loss is not None:
+            parts = [f"loss {self._newest_loss:.4f}"]
         rows = [Text(row, style="bold") for row in _rows(parts, width)]
         rows += [Text(row, style="dim") for row in _rows(self._detail_parts(), width)]
         if left and width < 60:
             rows.append(Text(left, style="dim"))
         if self._activity:
             rows.append(Text(f"{visible(self._activity)} …", style="cyan"))
+        if self._announced:
+            rows.append(Text(self._announced, style="yellow"))
         return Group(head, *(self._encodable(row) for row in rows))
 
     def _log_parts(self) -> list[str]:
@@ -333,10 +373,6 @@ class Display:
             return text
         plain = text.plain.encode(encoding, "replace").decode(encoding)
         return Text(plain, style=text.style, spans=list(text.spans))
-
-
-def _fact(label: str, content: str, width: int = 7) -> Text:
-    return Text.assemble((f"{label:<{width}} ", "dim"), content)
 
 
 def _rows(parts: Sequence[str], width: int) -> list[str]:

@@ -10,7 +10,6 @@ import base64
 import functools
 import hashlib
 import json
-import shlex
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from markupsafe import Markup
 
 from lmloop.durable import atomic_write
 from lmloop.training import charts, figures
+from lmloop.training.commands import command
 from lmloop.training.curves import loss_chart, small_charts
 from lmloop.training.record import PHASES
 from lmloop.training.run_files import Metrics, RunFiles, read_run
@@ -164,12 +164,10 @@ def _facts(record: dict[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
 
 def _commands(record: dict[str, Any], run_dir: Path, *, trained: bool) -> list[tuple[str, str]]:
     """What to type next, for a shell in the folder where the run was started."""
-    run = shlex.quote(str(run_dir))
-    preset = shlex.quote(str(record.get("preset_path") or run_dir / "preset.json"))
-    commands = [("Go on training", f"lmloop train {preset}")]
+    commands = [("Go on training", command("train", str(record.get("preset_path") or run_dir / "preset.json")))]
     if trained:
-        commands.insert(0, ("Talk to the model", f"lmloop chat {run}"))
-        commands.append(("Measure it on a text", f"lmloop evaluate {run} --data FILE"))
+        commands.insert(0, ("Talk to the model", command("chat", str(run_dir))))
+        commands.append(("Measure it on a text", command("evaluate", str(run_dir), "--data", "FILE")))
     return commands
 
 

@@ -48,6 +48,8 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str) -> 
     same_optimizer = not effects & {OPTIMIZER, MODEL}
     same_feed = FEED not in effects
     notices = [_described(change) for change in differing]
+    patience = preset.train.early_stopping_evals  # possibly another one than that which ended the run
+    progress.stopped_early = patience is not None and progress.evals_since_best >= patience
     if not same_feed:
         progress.start_new_budget()
         progress.best_val_loss = None  # measured on other text

@@ -46,33 +46,44 @@ class Snapshots:
         self.notice = notice
         self.after_save = after_save
         self.phase = phase
-        self.failed: str | None = None
+        self.problem: str | None = None
+        """Why the last save failed; None after one that did not."""
         self._failures = 0
         self._saved: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
-        self._best_step: int | None = None
+        self._best: tuple[float | None, int] | None = None
         self._best_on_disk = (progress.best_val_loss, progress.best_step)
+
+    @property
+    def given_up(self) -> bool:
+        """So many saves in a row have failed that training must stop."""
+        return self._failures >= MAX_FAILED_SAVES
 
     def best_reached(self) -> None:
         """The weights of this step are the best so far: the next save, at this same step, keeps them as such."""
-        self._best_step = self.progress.step
+        self._best = self.progress.best_val_loss, self.progress.best_step
 
     def due(self) -> bool:
         """It is time to save."""
         step, every = self.progress.step, self.section.save_every_steps
         since_s = time.monotonic() - self._saved_at
+        if self._best is not None and self._best[1] == step:
+            return True
         if self._failures:
             return since_s >= RETRY_AFTER_S or (every is not None and step % every == 0)
-        if self._saved is None or self._best_step == step:
+        if self._saved is None:
             return True
         if every is not None and step % every == 0 and self._saved["step"] != step:
             return True
         return since_s >= self.section.save_every_minutes * 60
 
     def save(self) -> bool:
-        """Save now. False when it could not be done; `failed` is set when that is final."""
+        """Save now. False when it could not be done, and `problem` says why."""
+        best = False
+        if self._best is not None and self._best[1] == self.progress.step:
+            best = True
+            self.progress.best_val_loss, self.progress.best_step = self._best  # an attempt that failed took it back
         counters = self.progress.state_dict()
-        best = self._best_step == self.progress.step
         if counters == self._saved and not best:
             return True
         try:
@@ -89,12 +100,11 @@ class Snapshots:
                 self.progress.best_val_loss, self.progress.best_step = self._best_on_disk
             self._failures += 1
             self._saved_at = time.monotonic()
+            self.problem = str(error)
             self.notice(f"{error} (attempt {self._failures} of {MAX_FAILED_SAVES})")
-            if self._failures >= MAX_FAILED_SAVES:
-                self.failed = str(error)
             return False
-        self._failures = 0
-        self._saved, self._saved_at, self._best_step = counters, time.monotonic(), None
+        self._failures, self.problem = 0, None
+        self._saved, self._saved_at, self._best = counters, time.monotonic(), None
         if best:
             self._best_on_disk = (self.progress.best_val_loss, self.progress.best_step)
         self.after_save()
@@ -104,9 +114,10 @@ class Snapshots:
         """The run was just loaded: what is on disk is what is in memory."""
         self._saved = self.progress.state_dict()
 
-    def restore_weights(self) -> int:
-        """Put back weights and optimizer of the newest checkpoint; its step."""
+    def restore_weights(self) -> int | None:
+        """Put back weights and optimizer of the newest checkpoint; its step, None if no save has succeeded yet."""
         loaded = self.store.load("newest")
-        assert loaded is not None, "a run saves before its first step"
+        if loaded is None:
+            return None
         self.restore(loaded.state)
         return loaded.state["progress"]["step"]

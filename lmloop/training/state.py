@@ -32,6 +32,7 @@ class Progress:
     best_step: int = 0
     evals_since_best: int = 0
     last_eval_step: int = 0
+    last_sample_step: int = 0
     stopped_early: bool = False
 
     elapsed_s: float = 0.0

@@ -95,7 +95,7 @@ def test_positions_can_be_extended_in_place() -> None:
     model = build_model(GPT, 50, seed=1)
     assert isinstance(model, GPT2)
     before_BTD = model.hidden(TOKENS)
-    model.extend_positions(40, seed=3)
+    model.extend_max_seq_len(40, seed=3)
     assert (model.max_positions, model.context_length) == (40, 40)
     assert torch.equal(model.hidden(TOKENS), before_BTD)
     model.hidden(torch.arange(40)[None]).sum().backward()
@@ -103,7 +103,7 @@ def test_positions_can_be_extended_in_place() -> None:
     assert grad is not None
     assert grad.abs().sum(dim=1).gt(0).all()
     with pytest.raises(ValueError, match="seq_length 39 is shorter than the 40 learned positions"):
-        model.extend_positions(39)
+        model.extend_max_seq_len(39)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -35,7 +35,7 @@ def test_the_curated_two_share_folder_model_and_tokenizer() -> None:
 def test_questions_are_written_as_they_are_asked() -> None:
     preset = load_preset(CONFIGS / "01_best_qa.json").preset
     source = next(source for source in preset.data.sources if isinstance(source, HubSource))
-    document = (source.format or "").format(question="why?", answer="because")
+    document = (source.format or "").format(query="why?", answer="because")
     assert document == preset.generation.chat_format.format(user="why?") + " because"
     assert any(stop in "\n" + document for stop in preset.generation.stop)
 

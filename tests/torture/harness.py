@@ -88,11 +88,11 @@ def tiny_preset(**changes: dict[str, Any]) -> dict[str, Any]:
     return preset
 
 
-def prepare(folder: Path, preset: dict[str, Any]) -> Path:
+def prepare(folder: Path, preset: dict[str, Any], *, lines: int = 40) -> Path:
     """A working directory with a corpus and a preset."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "corpus").exists():
-        write_corpus(folder / "corpus")
+        write_corpus(folder / "corpus", lines=lines)
     path = folder / "preset.json"
     path.write_text(json.dumps(preset))
     return path

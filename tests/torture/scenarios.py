@@ -9,8 +9,9 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,13 @@ class Result:
 class Workshop:
     """A folder of runs of one preset, and the run that nothing happened to."""
 
-    def __init__(self, folder: Path, **changes: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, *, lines: int = 40, **changes: dict[str, Any]) -> None:
         self.folder = folder
         self.preset = tiny_preset(**changes)
         self.reference = folder / "reference"
-        prepare(self.reference, self.preset)
+        prepare(self.reference, self.preset, lines=lines)
         started = time.perf_counter()
-        ended = run_to_end(self.reference)
+        ended = run_to_end(self.reference, record_documents(self.reference))
         self.seconds = time.perf_counter() - started
         assert ended.status == 0, ended.output
 
@@ -158,16 +159,20 @@ def in_step(at: int, action: Callable[[], None]) -> Callable[[], None]:
     return install
 
 
-def waiting_for_data(at: int, action: Callable[[], None]) -> Callable[[], None]:
-    """Act when the `at`-th step asks for its batches, with a feed that then stalls."""
+def waiting_for_data(at: int, action: Callable[[], None], *, after: bool = False) -> Callable[[], None]:
+    """Act when the `at`-th step asks for its batches; or `after` it has got them."""
     strike = _strike(at, action)
 
     def install() -> None:
         inner = lmloop.tokens.feed.TextFeed.next_step
 
         def next_step(self: Any, length: int) -> Any:
-            strike()
-            return inner(self, length)
+            if not after:
+                strike()
+            batches = inner(self, length)
+            if after:
+                strike()
+            return batches
 
         lmloop.tokens.feed.TextFeed.next_step = next_step  # type: ignore[method-assign]
 
@@ -309,28 +314,32 @@ def signals(folder: Path, *, repeats: int = 1) -> Result:
 def resumes_keep_the_order(folder: Path, *, workers: tuple[int, ...] = (0, 2)) -> Result:
     """Stopped three times in a row, mid-epoch and at an epoch's end: the documents come exactly as in one run."""
     result = Result()
+    sources = [{"type": "files", "path": "corpus", "file_pattern": pattern} for pattern in ("0[0-2].txt", "0[3-5].txt")]
     for mix in ("round_robin", "sequential"):
         orders: list[list[Any]] = []
         for count in workers:
             shop = Workshop(
                 folder / f"{mix}-{count}",
-                data={"workers": count, "mix_strategy": mix},
+                lines=16,
+                data={"workers": count, "mix_strategy": mix, "sources": sources},
                 train={"epochs": 3, "max_steps": None},
             )
-            whole = shop.case("whole")
-            run_to_end(whole, record_documents(whole))
-            trained = documents(whole)
+            trained = documents(shop.reference)
+            epoch = len(trained) // 3
             case = shop.case("stopped")
-            for stop_at in (len(trained) // 7, len(trained) // 3 - 1, len(trained) // 3):
-                term = waiting_for_data(max(stop_at // 2, 2), lambda: os.kill(os.getpid(), signal.SIGTERM))
+            # In the middle of an epoch, before its end has shown, and after: the call that shows it trains nothing.
+            for steps, calls in ((epoch // 2, epoch // 2), (epoch, epoch - epoch // 2), (epoch, 1)):
+                term = waiting_for_data(calls, lambda: os.kill(os.getpid(), signal.SIGTERM), after=True)
 
                 def both(term: Callable[[], None] = term, case: Path = case) -> None:
                     term()
                     record_documents(case)()
 
-                run_to_end(case, both)
+                ended = run_to_end(case, both)
+                result.cases += 1
+                if ended.status != 0 or len(documents(case)) != steps:
+                    result.failures.append(f"{mix}, {count} workers: {len(documents(case))} steps: {ended.output[-300:]}")
             run_to_end(case, record_documents(case))
-            result.cases += 1
             if documents(case) != trained:
                 result.failures.append(f"{mix}, {count} workers: another order after three resumes")
             result.failures += [f"{mix}, {count} workers: {line}" for line in differences(shop.reference, case)[:3]]
@@ -358,7 +367,8 @@ def record_documents(folder: Path) -> Callable[[], None]:
 
 def documents(folder: Path) -> list[Any]:
     """What `record_documents` wrote."""
-    return [json.loads(line) for line in (folder / "documents.jsonl").read_text().splitlines()]
+    path = folder / "documents.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def two_trainers(folder: Path) -> Result:
@@ -469,17 +479,31 @@ def _await(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def all_scenarios() -> Iterator[tuple[str, Callable[[Path], Result]]]:
-    """Every scenario at full size."""
-    yield (
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario at full size, and small enough for every run of the tests."""
+
+    title: str
+    full: Callable[[Path], Result]
+    small: Callable[[Path], Result]
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "kills": Scenario(
         "kill -9 at random times, inside saves and inside evaluations",
-        lambda f: kills(f, timed=130, in_saves=50, in_evaluations=20),
-    )
-    yield "kill -9 before every disk operation of a save", kill_at_every_operation_of_a_save
-    yield "disk full or I/O error at every write of a save", disk_full
-    yield "disk that stays full", disk_stays_full
-    yield "SIGINT and SIGTERM wherever a run can be", lambda f: signals(f, repeats=3)
-    yield "three resumes in a row, 0 and 2 workers", resumes_keep_the_order
-    yield "two trainers, stale lock", two_trainers
-    yield "second signal", second_signal
-    yield "NaN and infinity", bad_numbers
+        partial(kills, timed=130, in_saves=50, in_evaluations=20),
+        partial(kills, timed=4, in_saves=6, in_evaluations=3),
+    ),
+    "every_operation": Scenario(
+        "kill -9 before every disk operation of a save",
+        kill_at_every_operation_of_a_save,
+        partial(kill_at_every_operation_of_a_save, every=9),
+    ),
+    "disk_full": Scenario("disk full or I/O error at every write of a save", disk_full, partial(disk_full, every=13)),
+    "disk_stays_full": Scenario("disk that stays full", disk_stays_full, disk_stays_full),
+    "signals": Scenario("SIGINT and SIGTERM wherever a run can be", partial(signals, repeats=3), signals),
+    "resumes": Scenario("three resumes in a row, 0 and 2 workers", resumes_keep_the_order, resumes_keep_the_order),
+    "two_trainers": Scenario("two trainers, stale lock", two_trainers, two_trainers),
+    "second_signal": Scenario("second signal", second_signal, second_signal),
+    "bad_numbers": Scenario("NaN and infinity", bad_numbers, bad_numbers),
+}

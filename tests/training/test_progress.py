@@ -2,6 +2,7 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -257,3 +258,67 @@ def test_an_old_character_set_gets_question_marks() -> None:
     display.sample("é", "日本")
     stream.flush()
     assert raw.getvalue().decode("ascii").splitlines()[-1] == "? ???"
+
+
+def test_a_narrow_terminal_breaks_between_facts_and_indents() -> None:
+    clock = Clock()
+    display, out = terminal(clock, width=44)
+    display.start(FACTS)
+    display.evaluation(EVALUATION)
+    display.notice("a source was left out because nothing in it could be read as text")
+    display.close()
+    shown = [re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", line).rpartition("\r")[2] for line in out.getvalue().split("\n")]
+    assert "speed   about 12.3 k tokens/s" in shown
+    assert "        1.2 GB of memory · about 6 min" in shown
+    assert "  perplexity 7.389 · 1.1 bits per byte" in shown
+    assert "  it could be read as text" in shown
+
+
+def test_the_loss_is_shown_from_the_first_update_on() -> None:
+    clock = Clock()
+    display, out = terminal(clock)
+    display.start(FACTS)
+    clock.now = 1.0
+    display.tick(1, 0.01, 6.25)
+    assert "loss 6.2500" in out.getvalue()
+    clock.now = 2.0
+    display.step(LINE)
+    out.truncate(0)
+    clock.now = 3.0
+    display.tick(41, 0.26, 9.75)
+    assert "loss 2.5000" in out.getvalue()
+    assert "9.75" not in out.getvalue()
+    display.close()
+
+
+def test_a_run_that_goes_on_begins_where_it_stands() -> None:
+    display, out = terminal(Clock())
+    display.start({**FACTS, "step": 300, "fraction": 0.5})
+    display.sample("A", "b")
+    display.close()
+    assert "50 %" in out.getvalue()
+    assert "sample at step 300" in out.getvalue()
+
+
+def test_an_announcement_takes_the_last_row_of_the_block_and_stays_in_it(tmp_path: Path) -> None:
+    clock = Clock()
+    with (tmp_path / "terminal").open("w+") as file:
+        console = Console(file=file, force_terminal=True, width=30, color_system=None, _environ={"TERM": "xterm"})
+        display = Display(console=console, clock=clock)
+        display.start(FACTS)
+        file.flush()
+        before = (tmp_path / "terminal").read_bytes().decode()
+        display.announce("stopping at the next step and saving")
+        said = (tmp_path / "terminal").read_bytes().decode().removeprefix(before)
+        assert said == "\r\x1b[2Kstopping at the next step and", "one row, on which the cursor stays"
+        clock.now = 1.0
+        display.tick(1, 0.5)
+        file.flush()
+        assert "stopping" in (tmp_path / "terminal").read_bytes().decode().removeprefix(before + said)
+        display.close()
+
+
+def test_without_a_block_an_announcement_is_a_line_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    display, _ = plain()
+    display.announce("stopping")
+    assert capfd.readouterr() == ("", "\nstopping\n")

@@ -1,0 +1,71 @@
+"""What a checkpoint holds, and how the parts of a run take it up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lmloop.models.base import LanguageModel
+from lmloop.models.loading import load_weights
+from lmloop.preset.compare import preset_hash, resolved
+from lmloop.preset.schema import Preset
+from lmloop.tokens.feed import TextFeed
+from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.training.metrics import MetricsFile
+from lmloop.training.rng import rng_state
+
+FORMAT = 1
+"""Of the checkpoint's dictionary."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The parts of a run whose state is its checkpoint; the counters (`Progress`) come to it when it is saved."""
+
+    preset: Preset
+    tokenizer: Tokenizer
+    feed: TextFeed
+    model: LanguageModel
+    optimizer: Optimizer
+    metrics: MetricsFile
+    samples: MetricsFile
+    device: torch.device
+    precision: str
+
+    def capture(self) -> dict[str, Any]:
+        """The state between two steps: tensors and plain values only. OSError if the line files cannot be synced."""
+        self.metrics.sync()
+        self.samples.sync()
+        return {
+            "format": FORMAT,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(self.device),
+            "feed": self.feed.state_dict(),
+            "tokenizer": self.tokenizer.to_json(),
+            "preset": resolved(self.preset),
+            "preset_hash": preset_hash(self.preset),
+            "precision": self.precision,
+            "files": {"metrics": self.metrics.offset, "samples": self.samples.offset},
+            "environment": {
+                "torch": str(torch.__version__),
+                "device": self.device.type,
+                "threads": torch.get_num_threads(),
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back weights and optimizer alone: a rollback goes on with the data that comes next."""
+        load_weights(self.model, state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Take over the moments, but keep the preset's own rates and decays: PyTorch would put the saved ones in their place."""
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

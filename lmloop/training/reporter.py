@@ -1,0 +1,98 @@
+"""What a session tells people: the terminal, the record and the report say the same."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmloop.hardware import Machine
+from lmloop.preset.compare import preset_hash, resolved
+from lmloop.preset.schema import Preset
+from lmloop.training.commands import command
+from lmloop.training.loop import Outcome
+from lmloop.training.progress import Display
+from lmloop.training.record import RunRecord
+from lmloop.training.report import write_report
+from lmloop.training.state import Progress
+
+REPORT_EVERY_S = 60.0
+"""The report is written anew with a checkpoint, but not more often than this."""
+
+
+class Reporter:
+    """Notices, the report, and how the session ended."""
+
+    def __init__(self, run_dir: Path, preset: Preset, preset_path: Path, machine: Machine, display: Display) -> None:
+        self.run_dir = run_dir
+        self.preset = preset
+        self.preset_path = preset_path
+        self.display = display
+        self.progress = Progress()
+        self.record = RunRecord(
+            run_dir,
+            name=preset.name,
+            description=preset.description,
+            preset=resolved(preset),
+            preset_hash=preset_hash(preset),
+            preset_path=str(preset_path),
+            machine=asdict(machine),
+            versions={"python": platform.python_version(), "torch": str(torch.__version__)},
+        )
+        self._written_at = 0.0
+
+    @contextmanager
+    def session(self, progress: Progress) -> Iterator[None]:
+        """A session that begins at `progress`; an error that leaves it stands in the record."""
+        self.progress = progress
+        self.record.start_session(progress.step)
+        try:
+            yield
+        except BaseException as error:
+            self.record.finish("failed", f"{type(error).__name__}: {error}".splitlines()[0], to_step=progress.step)
+            self.report(now=True)
+            raise
+
+    def notice(self, message: str) -> None:
+        """One line for the terminal and the report."""
+        self.record.warn(message, step=self.progress.step)
+        self.display.notice(message)
+
+    def report(self, *, now: bool = False) -> None:
+        """Write the record and the report; not more often than REPORT_EVERY_S unless it is to be `now`."""
+        if not now and time.monotonic() - self._written_at < REPORT_EVERY_S:
+            return
+        self._written_at = time.monotonic()
+        self.record.write(to_step=self.progress.step)
+        try:
+            write_report(self.run_dir)
+        except OSError as error:
+            self.display.notice(f"report.html could not be written: {error.strerror or error}")
+
+    def finish(self, outcome: Outcome) -> dict[str, Any]:
+        """End the session: record, report, and the last words on the terminal; what `train --json` prints."""
+        self.record.finish(outcome.status, outcome.reason, to_step=self.progress.step)
+        self.report(now=True)
+        answer = self.answer(outcome)
+        self.display.finish({**answer, "again": command("train", str(self.preset_path))})
+        return answer
+
+    def answer(self, outcome: Outcome) -> dict[str, Any]:
+        """How the run stands, for scripts."""
+        return {
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "run": str(self.run_dir),
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "val_loss": self.progress.best_val_loss,
+            "best_step": self.progress.best_step,
+            "checkpoint": str(self.run_dir / "lm_current.pth"),
+            "report": str(self.run_dir / "report.html"),
+        }

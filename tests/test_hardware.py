@@ -1,0 +1,80 @@
+"""What this machine is taken to be."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from lmloop import hardware
+from lmloop.hardware import Machine, memory_in_use_bytes, pick_precision, this_machine
+
+CPU = Machine("cpu", "a processor", 8, 2**34, bf16=True)
+GPU = Machine("cuda", "a GPU", 8, 2**36, bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "width", "expected"),
+    [
+        ("auto", GPU, 64, "bf16"),
+        ("auto", replace(GPU, bf16=False), 1024, "fp32"),
+        ("auto", CPU, 1024, "bf16"),
+        ("auto", CPU, 64, "fp32"),
+        ("auto", replace(CPU, bf16=False), 1024, "fp32"),
+        ("auto", Machine("mps", "a Mac", 8, 2**34, bf16=False), 1024, "fp32"),
+        ("fp32", GPU, 1024, "fp32"),
+        ("bf16", replace(CPU, bf16=False), 64, "bf16"),
+    ],
+)
+def test_precision(asked: Literal["auto", "fp32", "bf16"], machine: Machine, width: int, expected: str) -> None:
+    assert pick_precision(asked, machine, width) == expected
+
+
+def test_a_machine_is_known_again_and_not_taken_for_another() -> None:
+    prints = {
+        machine.fingerprint
+        for machine in (CPU, GPU, replace(CPU, cores=9), replace(CPU, memory_bytes=1), replace(CPU, name="another"))
+    }
+    assert len(prints) == 5
+    assert replace(CPU).fingerprint == CPU.fingerprint
+    assert len(CPU.fingerprint) == 12
+
+
+def test_what_it_says_of_itself() -> None:
+    assert CPU.describe() == "a processor, 8 cores, 16 GiB"
+    assert GPU.describe() == "a GPU (cuda), 64 GiB, 8 CPU cores"
+    assert GPU.torch_device == torch.device("cuda")
+
+
+def test_this_machine_is_plausible() -> None:
+    machine = this_machine()
+    assert machine is this_machine()
+    assert machine.name
+    assert 1 <= machine.cores <= 4096
+    assert machine.memory_bytes > 2**28
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        assert machine.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [
+        ("fpu sse avx512f", False),
+        ("fpu avx512_bf16 sse", True),
+        ("amx_bf16", True),
+        ("asimd bf16", True),
+        ("avx512_bf16x", False),
+    ],
+)
+def test_bf16_counts_only_where_the_processor_has_it(flags: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_processor_flags", lambda: ("a processor", set(flags.split())))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert this_machine.__wrapped__().bf16 is native
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
+def test_memory_in_use_is_the_peak_of_the_process() -> None:
+    peak_kib = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    assert memory_in_use_bytes(torch.device("cpu")) == pytest.approx(int(peak_kib) * 1024, rel=0.01)

@@ -1,0 +1,113 @@
+"""Each preset in configs/ in miniature: a few steps of a small model on the preset's own kinds of data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lmloop.data.hub
+import lmloop.run
+from lmloop.data.hub import HubStream
+from lmloop.preset.reading import LoadedPreset, load_preset, preset_from_resolved, resolved
+from tests.runs import lines
+from tests.torture.harness import write_corpus
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NAMES = sorted(path.name for path in CONFIGS.iterdir())
+MINIATURE: dict[str, dict[str, Any]] = {
+    "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "seq_length": 32},
+    "train": {"per_gpu_batch_size": 2, "threads": 1, "eval_tokens": 400, "sample_every_steps": 4, "log_every_steps": 1},
+    "generation": {"max_new_tokens": 4},
+}
+BUDGETS = {"epochs": None, "num_tokens": None, "epochs_per_length": None}
+
+
+def miniature(name: str, steps: int = 4) -> LoadedPreset:
+    """The preset with everything that takes time made small; sources, mixing, tokenizer's kind and optimizer as they are."""
+    loaded = load_preset(CONFIGS / name)
+    values = resolved(loaded.preset)
+    for section, changes in MINIATURE.items():
+        values[section] |= changes
+    values["train"] |= {**BUDGETS, "max_steps": steps}
+    values["tokenizer"] |= {"train_bytes": 20_000, "vocab_size": 300}
+    return LoadedPreset(preset_from_resolved(values, name), loaded.path)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a user's files in it, and no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lmloop.data.hub, "unreachable", lambda: "no route to host")
+    write_corpus(tmp_path / "my_files")
+    (tmp_path / "my_files" / "notes.md").write_text("# Notes\n\n" + "Some words about nothing in particular.\n" * 30)
+    (tmp_path / "my_files" / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"row {number} of a table of words"}) + "\n" for number in range(30))
+    )
+    return tmp_path
+
+
+def test_there_is_a_preset() -> None:
+    assert len(NAMES) >= 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_trains_without_a_network(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = miniature(name)
+    answer, status = lmloop.run.train(loaded)
+    assert (status, answer["status"], answer["step"]) == (0, "finished", 4)
+    run = Path(loaded.preset.run_dir)
+    assert answer["val_loss"] is not None
+    metrics = lines(run / "metrics.jsonl")
+    written = lines(run / "samples.jsonl")
+    assert {line["prompt"] for line in written} == set(loaded.preset.generation.prompts)
+    said = " ".join(capsys.readouterr().out.split())
+    trained = {source for line in metrics for source in line["sources"]}
+    for source in loaded.preset.data.sources:
+        known = source if isinstance(source, str) else getattr(source, "dataset", getattr(source, "path", ""))
+        offline = known not in ("python_stdlib", "./my_files")
+        assert (f"left out: source '{known}'" in said) == offline
+        assert (known in trained) != offline
+    assert loaded.preset.tokenizer.type in ("char", "bpe")
+
+
+def rows_of_the_hub(self: HubStream, revision: str | None) -> Any:
+    """A stream with the columns that the data set of this name has on the hub."""
+    import datasets
+
+    columns = {"sentence-transformers/natural-questions": ("query", "answer")}.get(self.section.dataset, ("text",))
+    rows = [
+        {column: f"{column} {number} of {self.section.dataset}: " + "many more words " * 8 for column in columns}
+        for number in range(60)
+    ]
+    return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("0")])
+def test_a_preset_trains_on_all_its_sources_when_the_hub_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmloop.data.hub, "unreachable", lambda: None)
+    monkeypatch.setattr(lmloop.data.hub, "commit_of", lambda dataset, revision: "0" * 40)
+    monkeypatch.setattr(HubStream, "_open", rows_of_the_hub)
+    loaded = miniature(name, steps=6)
+    answer, status = lmloop.run.train(loaded)
+    assert (status, answer["step"]) == (0, 6)
+    run = Path(loaded.preset.run_dir)
+    trained = {source for line in lines(run / "metrics.jsonl") for source in line["sources"]}
+    assert len(trained) == len(loaded.preset.data.sources)
+    assert (run / "quarantine.jsonl").read_text() == ""
+    held_out = (run / "validation.jsonl").read_text()
+    assert "many more words" in held_out
+    if name == "01_best_qa.json":
+        assert re.search(r"Q: query (\d+) of .*\\nA: answer \1 of ", held_out)
+
+
+def test_the_curated_two_continue_one_model() -> None:
+    first, _ = lmloop.run.train(miniature("00_best_general.json"))
+    second, _ = lmloop.run.train(miniature("01_best_qa.json"))
+    assert first["run"] == second["run"] == "checkpoints"
+    assert (first["step"], second["step"]) == (4, 8)
+    third, _ = lmloop.run.train(miniature("00_best_general.json"))
+    assert third["step"] == 12
