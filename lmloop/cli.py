@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from lmloop.durable import json_line
+from lmloop.durable import in_words, json_line
 
 Answer = tuple[dict[str, Any], int]
 """What a verb prints under --json, and its exit status."""
@@ -47,13 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(in_words(error), as_json, 2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         return _fail("interrupted", as_json, 130)
-
-
-def in_words(error: ValueError | OSError) -> str:
-    """What went wrong in one line; of the disk's errors without their number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
 
 
 def _fail(message: str, as_json: bool, status: int) -> int:

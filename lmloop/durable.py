@@ -38,6 +38,13 @@ before_operation: Callable[[str, Path], None] = _nothing
 """Called before each operation with its name and the path it changes. For tests; it may raise or never return."""
 
 
+def in_words(error: ValueError | OSError) -> str:
+    """What went wrong in one line; of the disk's errors with the file and without their number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 # ---- the operations ----
 
 
@@ -150,6 +157,16 @@ def removed_on_error(*paths: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an error of the disk the name of the file that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Make `data` the content of `path`: all of it or, on error or kill, nothing. OSError.
 
@@ -157,7 +174,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """
     content = data.encode("utf-8", "replace") if isinstance(data, str) else data
     prepared = temporary(path)
-    with removed_on_error(prepared):
+    with _naming(path), removed_on_error(prepared):
         descriptor = open_for_write(prepared)
         try:
             write(descriptor, content, prepared)
@@ -165,7 +182,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         finally:
             close(descriptor, prepared)
         replace(prepared, path)
-    fsync_dir(path.parent)
+        fsync_dir(path.parent)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

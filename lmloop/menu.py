@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lmloop.durable import in_words
 from lmloop.preset.reading import LoadedPreset, list_presets, presets_folder
 
 DEFAULT = "00_best_general"
@@ -34,7 +35,7 @@ def main() -> int:
         print(f"lmloop: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder without permission
-        print(f"lmloop: {error}", file=sys.stderr)
+        print(f"lmloop: {in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

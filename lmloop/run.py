@@ -50,7 +50,7 @@ def train(loaded: LoadedPreset, *, json_mode: bool = False) -> tuple[dict[str, A
         ValueError: the preset, its data or the folder's checkpoint do not allow it; nothing new is left on disk then.
     """
     run_dir = Path(loaded.preset.run_dir).expanduser()
-    with Display(json_mode=json_mode) as display, run_folder(run_dir), StopRequest() as should_stop:
+    with Display(json_mode=json_mode) as display, run_folder(run_dir), StopRequest(announce=display.announce) as should_stop:
         for note in loaded.notes:
             display.notice(note)
         return _Run(loaded, run_dir, display, should_stop).train()
@@ -99,7 +99,8 @@ class _Run:
         for notice in [*(checkpoint.notices if checkpoint else []), *carried.notices]:
             self.reporter.notice(notice)
         if checkpoint and self._already_done(carried):
-            return self.reporter.answer(Outcome("finished", "the budget was used up before")), 0
+            more = "train.early_stopping_evals" if carried.progress.stopped_early else "the budget in the preset"
+            return self.reporter.say(Outcome("finished", f"{self.preset.name} is done; raise {more} to train on")), 0
         self.precision = carried.precision or pick_precision(
             self.section.precision, self.machine, self.preset.model.hidden_size
         )
@@ -112,7 +113,8 @@ class _Run:
             finally:
                 parts.contents.feed.close()
         remember_speed(self.preset, self.reporter.record.session, self.run_dir)
-        return self.reporter.finish(outcome), 1 if outcome.status == "failed" else 0
+        goes_on = outcome.status != "finished" or self.schedule.renews
+        return self.reporter.finish(outcome, goes_on=goes_on), 1 if outcome.status == "failed" else 0
 
     def _already_done(self, carried: Carried) -> bool:
         """The budget of the preset is used up. A run of 100 M tokens that is started again begins another."""
@@ -122,11 +124,6 @@ class _Run:
         if self.schedule.renews and not progress.stopped_early:
             progress.start_new_budget()
             return False
-        more = "train.early_stopping_evals" if progress.stopped_early else "its budget"
-        self.display.notice(
-            f"{self.preset.name} is done: {progress.step:,} steps, {progress.tokens:,} tokens. "
-            f"Raise {more} in the preset to train on."
-        )
         return True
 
     # ---- setting up, in the order that data flows ----
@@ -225,10 +222,13 @@ class _Run:
                 f"train.per_gpu_batch_size {rows}: a batch of rows of {length} tokens does not fit in memory: "
                 f"halve it and double train.accumulation_steps ({str(error).splitlines()[0]})"
             ) from None
-        left = self.schedule.tokens_left(self.reporter.progress)
+        progress = self.reporter.progress
+        left = self.schedule.tokens_left(progress)
         self.display.start(
             {
                 "preset": self.preset.name,
+                "step": progress.step,
+                "fraction": self.schedule.fraction(progress, parts.contents.feed.progress),
                 "run": str(self.run_dir),
                 "machine": f"{self.machine.describe()}, {self.precision}",
                 "parameters": parameter_counts(parts.contents.model)["total"],

@@ -136,7 +136,7 @@ def test_a_finished_run_says_that_it_is_done(here: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     answer = quick_run(here)
     assert (answer["status"], answer["step"]) == ("finished", 6)
-    assert "tiny is done: 6 steps" in capsys.readouterr().out
+    assert "tiny is done; raise the budget" in capsys.readouterr().out
     after = tree(RUN)
     assert after == before
 
@@ -152,7 +152,7 @@ def test_a_run_that_stopped_early_is_done_until_it_may_be_more_patient(
     assert stopped_at < 30
     capsys.readouterr()
     assert quick_run(here, train=train)["step"] == stopped_at
-    assert "Raise train.early_stopping_evals" in " ".join(capsys.readouterr().out.split())
+    assert "raise train.early_stopping_evals" in " ".join(capsys.readouterr().out.split())
     assert quick_run(here, train={**train, "early_stopping_evals": None})["step"] == 30
 
 

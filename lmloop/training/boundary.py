@@ -75,7 +75,7 @@ class Boundary:
         progress.last_step = {**facts, "loss": loss}
         progress.boundary_done = False
         self.record.move(waited_s, source="train", target="data")
-        self.display.tick(progress.step, facts["fraction"])
+        self.display.tick(progress.step, facts["fraction"], loss)
 
     def pass_through(self, should_stop: Stop, *, final: bool) -> bool:
         """Do what is due after the last step. False when asked to stop before it was all done: it is then still due."""

@@ -213,7 +213,10 @@ class CheckpointStore:
             return Loaded(state, self.run_dir / name, manifest, notices)
         refused = refused or self._unknown_files()
         if refused:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
+            names_of: dict[str, list[str]] = {}
+            for name, reason in refused:
+                names_of.setdefault(reason, []).append(name)
+            reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_of.items())
             raise CheckpointError(
                 f"{self.run_dir}: no checkpoint can be used ({reasons}): put back good copies with their manifests, "
                 "or move these files away to start anew"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,11 @@ def run_folder(run_dir: Path) -> Iterator[None]:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         before = set(run_dir.iterdir())
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(errno.EACCES, "it cannot be written")
     except OSError as error:
-        raise ValueError(f"output_dir {run_dir}: {error.strerror}: name a folder that can be written") from None
+        why = "it is a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise ValueError(f"output_dir {run_dir}: {why}: name a folder that can be written") from None
     try:
         with RunLock(run_dir):
             yield

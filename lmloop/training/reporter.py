@@ -75,17 +75,15 @@ class Reporter:
         except OSError as error:
             self.display.notice(f"report.html could not be written: {error.strerror or error}")
 
-    def finish(self, outcome: Outcome) -> dict[str, Any]:
-        """End the session: record, report, and the last words on the terminal; what `train --json` prints."""
+    def finish(self, outcome: Outcome, *, goes_on: bool) -> dict[str, Any]:
+        """End the session: record, report, last words. `goes_on`: the same command would train on."""
         self.record.finish(outcome.status, outcome.reason, to_step=self.progress.step)
         self.report(now=True)
-        answer = self.answer(outcome)
-        self.display.finish({**answer, "again": command("train", str(self.preset_path))})
-        return answer
+        return self.say(outcome, again=command("train", str(self.preset_path)) if goes_on else "")
 
-    def answer(self, outcome: Outcome) -> dict[str, Any]:
-        """How the run stands, for scripts."""
-        return {
+    def say(self, outcome: Outcome, *, again: str = "") -> dict[str, Any]:
+        """How the run stands and the command to train on, on the terminal; what `train --json` prints."""
+        answer = {
             "status": outcome.status,
             "reason": outcome.reason,
             "run": str(self.run_dir),
@@ -96,3 +94,5 @@ class Reporter:
             "checkpoint": str(self.run_dir / "lm_current.pth"),
             "report": str(self.run_dir / "report.html"),
         }
+        self.display.finish({**answer, "again": again})
+        return answer

@@ -72,12 +72,14 @@ def _described(change: Change) -> str:
         APPLIES: "everything carries over",
         FEED: "weights and optimizer carry over, the data starts anew",
         OPTIMIZER: "weights carry over, the optimizer starts anew",
-        MODEL: "the weights are fitted to it, the optimizer starts anew",
+        MODEL: "the weights must fit it, the optimizer starts anew",
     }[change.effect]
     return f"changed preset: {change.key} was {_short(change.old)}, now {_short(change.new)}: {effect}"
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "not set"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SHOW_CURSOR = b"\x1b[?25h"
+_SHOW_CURSOR = b"\x1b[?25h\n"
 _END = 0
 
 
@@ -22,13 +23,17 @@ class StopRequest:
     """Context manager around a run; `requested` says whether to stop at the next step boundary.
 
     On leaving, the former handlers are back. Outside the main thread, where Python allows no handlers, it does nothing.
-    `announcement` is written to standard error on the first signal ('' for nothing).
+    `announcement` is given to `announce` on the first signal ('' for nothing), in a thread that is not the main one; by
+    default it is written to standard error.
     """
 
     def __init__(
-        self, announcement: str = "stopping at the next step and saving (once more: stop at once, without saving)"
+        self,
+        announcement: str = "stopping at the next step and saving (once more: stop at once, without saving)",
+        announce: Callable[[str], None] | None = None,
     ) -> None:
         self.announcement = announcement
+        self.announce = announce or (lambda message: _say(b"\n" + message.encode() + b"\n"))
         self._signal: int | None = None
         self._count = 0
         self._former: dict[int, Any] = {}
@@ -95,7 +100,7 @@ class StopRequest:
                     if self._count > 1:
                         _leave(number)
                     if self.announcement:
-                        _say(b"\n" + self.announcement.encode() + b"\n")
+                        self.announce(self.announcement)
 
     def forget(self) -> None:
         """In a forked child: what it receives is not written into the parent's pipe.
