@@ -33,6 +33,8 @@ CHARACTERS_A_TOKEN = 4.0
 """Of a byte-pair vocabulary of some thousand, in English: for an estimate before there is a tokenizer."""
 MENU_TOKENS = 2_048
 """Tokens of the batch that the menu measures with: a token takes nearly as long as in the full batch."""
+MENU_CHARACTERS = 320
+"""Rows of a character vocabulary whose text was not read: 256 bytes and some letters."""
 MEASURED_AFTER_S = 60.0
 """Seconds of training after which a session's own speed replaces the probe's."""
 SAMPLE_CHARACTERS = 2_000_000
@@ -84,10 +86,9 @@ def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, 
             with console.status(f"measuring this machine (once): {preset.name} ..."):
                 try:
                     tokens = _run_tokens(preset, None, None)
+                    vocab_size = MENU_CHARACTERS if preset.tokenizer.type == "char" else preset.tokenizer.vocab_size
                     rows = max(MENU_TOKENS // preset.model.seq_length, 1)
-                    plan = _measure(
-                        preset, preset.tokenizer.vocab_size, packed=True, at_least_s=0.3, tokens=tokens, at_most_rows=rows
-                    )
+                    plan = _measure(preset, vocab_size, packed=True, at_least_s=0.3, tokens=tokens, at_most_rows=rows)
                 except (RuntimeError, ValueError) as error:  # out of memory, a length that does not fit
                     lines[loaded.path] = str(error).splitlines()[0][:80]
                     continue

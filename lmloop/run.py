@@ -301,7 +301,12 @@ class _Run:
             failed = outcome.status == "failed"
         finally:
             trackers.close(failed=failed)
-        for notice in contents.feed.notices:
+        too_short = [
+            f"source '{name}': {count:,} documents are shorter than data.min_text_length and were left out"
+            for name, count in contents.feed.skipped.items()
+            if count
+        ]
+        for notice in [*contents.feed.notices, *too_short]:
             reporter.notice(notice)
         return outcome
 

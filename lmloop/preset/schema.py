@@ -228,7 +228,7 @@ class TrainSection(Section):
     max_steps: Count | None = Field(default=None, description="Budget: updates.")
     num_tokens: Count | Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMBT]?$")] | None = Field(
         default=None,
-        description='Total trained tokens over all runs, for example "10B"; each run adds its 100 M until it is reached.',
+        description='Total trained tokens over all runs, for example "10B"; training goes on until it is reached.',
     )
     sequence_schedule: list[Length] | list[Stage] | Ramp | None = Field(
         default=None,

@@ -130,11 +130,17 @@ class Boundary:
         if written is None:
             return False
         for prompt, text in written:
-            self.samples.write({"step": self.progress.step, "tokens": self.progress.tokens, "prompt": prompt, "text": text})
+            line = {"step": self.progress.step, "tokens": self.progress.tokens, "prompt": prompt, "text": text}
+            self._append(self.samples, line)
             self.trackers.sample(self.progress.step, prompt, text)
             self.display.sample(prompt, text)
         self.progress.last_sample_step = self.progress.step
         return True
+
+    def _append(self, file: MetricsFile, line: dict[str, Any]) -> None:
+        error = file.write(line)
+        if error is not None:
+            self.notice(f"{file.path}: {error.strerror}: its newest lines wait until there is room")
 
     def _write_line(self, evaluation: Evaluation | None) -> None:
         progress, interval = self.progress, self.progress.interval
@@ -148,7 +154,6 @@ class Boundary:
             "step": progress.step,
             "tokens": progress.tokens,
             "loss": loss,
-            "epoch": progress.epochs,
             **facts,
             "tokens_per_s": round(interval.get("tokens", 0) / seconds, 1) if seconds else None,
             "feed_wait": round(interval.get("waited_s", 0.0) / seconds, 4) if seconds else None,
@@ -163,7 +168,7 @@ class Boundary:
                 "val_bits_per_byte": evaluation.bits_per_byte,
                 "val_tokens": evaluation.tokens,
             }
-        self.metrics.write(line)
+        self._append(self.metrics, line)
         self.trackers.log(line)
         self.display.step(line)
         if evaluation is not None:

@@ -149,6 +149,7 @@ class Trainer:
             seconds=seconds,
             waited_s=waited,
             facts={
+                "epoch": progress.epochs if self.schedule.counts_epochs else self.feed.epoch,
                 "seq_len": length,
                 "lr": rate,
                 "grad_norm": norm_value if finite else None,

@@ -14,10 +14,15 @@ from lmloop import durable
 
 
 class MetricsFile:
-    """One line file; a missing one counts as empty. Writing needs the run's lock, OSError is the disk's."""
+    """One line file; a missing one counts as empty. Writing needs the run's lock.
+
+    Lines that the disk refuses wait for the next write or `sync`: a full disk stops training only when no checkpoint can
+    be saved either.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._waiting: list[Mapping[str, Any]] = []
         self._offset = durable.complete_size(path)
 
     @property
@@ -25,9 +30,22 @@ class MetricsFile:
         """Bytes of the complete lines: what a checkpoint stores."""
         return self._offset
 
-    def write(self, obj: Mapping[str, Any]) -> None:
-        """Append `obj` as a line; NaN and infinities become null. A line torn by a crash is cut off first."""
-        self._offset = durable.append_line(self.path, obj)
+    def write(self, obj: Mapping[str, Any]) -> OSError | None:
+        """Append `obj` as a line; NaN and infinities become null. A line torn by a crash is cut off first.
+
+        Returns the error where the line has to wait.
+        """
+        self._waiting.append(obj)
+        try:
+            self._catch_up()
+        except OSError as error:
+            return error
+        return None
+
+    def _catch_up(self) -> None:
+        while self._waiting:
+            self._offset = durable.append_line(self.path, self._waiting[0])
+            del self._waiting[0]
 
     def truncate(self, offset: int) -> bool:
         """Cut back to `offset`, which a checkpoint stored. Returns False where the file does not have that much any more."""
@@ -36,8 +54,10 @@ class MetricsFile:
         return complete
 
     def sync(self) -> None:
-        """Wait until the lines are on the disk.
+        """Wait until all lines are on the disk.
 
         Called before a save, so that no checkpoint stores an offset that a power failure takes back.
+        OSError where the disk refuses.
         """
+        self._catch_up()
         durable.sync(self.path)

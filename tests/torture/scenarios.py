@@ -199,7 +199,7 @@ def kills(folder: Path, *, timed: int, in_saves: int, in_evaluations: int, seed:
         shop.finish(case, result, name)
 
     for number in range(timed):
-        once(f"time-{number}", lambda: None, chance.uniform(0.0, shop.seconds))
+        once(f"time-{number}", lambda: None, chance.uniform(0.0, 0.9 * shop.seconds))
     for number in range(in_saves):
         once(f"save-{number}", at_operation(chance.randrange(1, operations + 1), _kill))
     for number in range(in_evaluations):
@@ -491,7 +491,7 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {
     "kills": Scenario(
         "kill -9 at random times, inside saves and inside evaluations",
-        partial(kills, timed=130, in_saves=50, in_evaluations=20),
+        partial(kills, timed=150, in_saves=50, in_evaluations=20),
         partial(kills, timed=4, in_saves=6, in_evaluations=3),
     ),
     "every_operation": Scenario(

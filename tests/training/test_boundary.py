@@ -19,7 +19,7 @@ def after(boundary: Boundary, batches: list[Batch], **changes: Any) -> None:
     """Take note of a step of two seconds, one of them spent waiting."""
     boundary.progress.step += 1
     boundary.progress.tokens += changes.get("tokens", 8)
-    facts = {"seq_len": 4, "lr": 0.1, "grad_norm": 1.0, "stage": 0, "fraction": 0.5, "memory_bytes": 1}
+    facts = {"epoch": 0, "seq_len": 4, "lr": 0.1, "grad_norm": 1.0, "stage": 0, "fraction": 0.5, "memory_bytes": 1}
     boundary.after_step(batches, **{"loss": 1.0, "tokens": 8, "seconds": 2.0, "waited_s": 1.0, "facts": facts, **changes})
 
 

@@ -90,10 +90,12 @@ def test_error_at_every_operation(tmp_path: Path, number: int) -> None:
     assert total == 3  # open, truncate, write
     for index in range(total):
         metrics = start(tmp_path / f"{index}.jsonl")
-        with failing_at(index, number), pytest.raises(OSError, match=os.strerror(number)):
-            metrics.write({"step": 2})
-        metrics.write({"step": 2})
-        assert steps(metrics.path) == [1, 2]
+        with failing_at(index, number):
+            error = metrics.write({"step": 2})
+        assert error is not None
+        assert error.errno == number
+        assert metrics.write({"step": 3}) is None
+        assert steps(metrics.path) == [1, 2, 3]
 
 
 def test_kill_at_every_operation(tmp_path: Path) -> None:
@@ -103,3 +105,24 @@ def test_kill_at_every_operation(tmp_path: Path) -> None:
         assert killed_at(index, lambda path=path: MetricsFile(path).write({"step": 2}))
         MetricsFile(path).write({"step": 2})
         assert steps(path) == [1, 2]
+
+
+def test_a_full_disk_makes_lines_wait_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = MetricsFile(tmp_path / "m.jsonl")
+    metrics.write({"step": 1})
+
+    def full(operation: str, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lmloop.durable.before_operation", full)
+        for step in (2, 3):
+            error = metrics.write({"step": step})
+            assert error is not None
+            assert error.errno == errno.ENOSPC
+        with pytest.raises(OSError, match="No space left"):
+            metrics.sync()
+    assert steps(metrics.path) == [1]
+    assert metrics.write({"step": 4}) is None
+    assert steps(metrics.path) == [1, 2, 3, 4]
+    assert metrics.offset == metrics.path.stat().st_size
