@@ -23,7 +23,8 @@ from lmloop.objectives.language import LanguageObjective
 from lmloop.optim.build import build_optimizer
 from lmloop.preset.reading import LoadedPreset, preset_hash
 from lmloop.preset.schema import Preset
-from lmloop.tokens.tokenizer import Tokenizer, build_tokenizer
+from lmloop.tokens.build import build_tokenizer
+from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training import figures
 from lmloop.training.loop import Trainee
 from lmloop.training.rehearsal import rehearse, worst_batch

@@ -21,8 +21,9 @@ from lmloop.optim.build import build_optimizer
 from lmloop.plan import forecast_line, remember_speed, require_room
 from lmloop.preset.reading import LoadedPreset, preset_hash, resolved
 from lmloop.preset.schema import Preset
+from lmloop.tokens.build import build_tokenizer
 from lmloop.tokens.feed import TextFeed
-from lmloop.tokens.tokenizer import Tokenizer, build_tokenizer
+from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.boundary import Boundary
 from lmloop.training.checkpoint import CheckpointStore, Loaded
 from lmloop.training.contents import Contents, load_optimizer

@@ -15,7 +15,7 @@ from lmloop.models.build import build_model
 from lmloop.models.loading import parameter_counts
 from lmloop.plan import Plan, forecast_line, menu_forecasts, print_plan, this_plan
 from lmloop.preset.reading import LoadedPreset, load_preset
-from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.tokens.pretrained import read_folder
 from tests.runs import measure_briefly, quick_run, tree, write_preset
 
 
@@ -40,7 +40,7 @@ def test_the_plan_counts_what_the_run_builds(model: dict[str, Any], here: Path) 
     plan = this_plan(loaded(here, model=model))
     assert not (here / "run").exists()  # a plan writes nothing
     quick_run(here, model=model)
-    vocabulary = Tokenizer.load(here / "run" / "tokenizer").vocab_size
+    vocabulary = read_folder(here / "run" / "tokenizer").vocab_size
     built = build_model(loaded(here, model=model).preset.model, vocabulary, seed=0)
     assert plan.parameters == sum(parameter.numel() for parameter in built.parameters())
     assert plan.parameters_by_part == parameter_counts(built)

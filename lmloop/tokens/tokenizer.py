@@ -11,16 +11,12 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from lmloop.durable import atomic_write
-from lmloop.preset.schema import TokenizerSection
-
-if TYPE_CHECKING:
-    from lmloop.data.source import Source
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -134,33 +130,10 @@ class Tokenizer:
         atomic_write(folder / "tokenizer.json", self._backend.to_str(pretty=True) + "\n")
         atomic_write(folder / "tokenizer_config.json", json.dumps(self._config, ensure_ascii=False, indent=2) + "\n")
 
-    @staticmethod
-    def load(folder: Path) -> Tokenizer:
-        """The tokenizer that `save` wrote. ValueError if it cannot be read."""
-        from lmloop.tokens.pretrained import read_folder
-
-        return read_folder(folder)
-
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of `to_json()`: equal for equal tokenizers."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-def build_tokenizer(section: TokenizerSection, sources: Sequence[Source]) -> Tokenizer:
-    """The tokenizer that a preset asks for; `char` and `bpe` are built from the head of the sources, always alike.
-
-    Raises:
-        ValueError: the sources have no text, or there is no such pretrained tokenizer. One line.
-    """
-    # Here, since both build the class above.
-    from lmloop.tokens.pretrained import read_pretrained
-    from lmloop.tokens.trained import train_bpe, train_char
-
-    if section.type == "pretrained":
-        assert section.path is not None, section
-        return read_pretrained(section.path, section.revision)
-    return (train_char if section.type == "char" else train_bpe)(section, sources)
 
 
 def _encodable(text: str) -> str:

@@ -11,7 +11,8 @@ from lmloop.data.document import Document, Position
 from lmloop.models.base import LanguageModel
 from lmloop.models.cache import Cache
 from lmloop.preset.schema import GenerationSection, TokenizerSection
-from lmloop.tokens.tokenizer import Tokenizer, build_tokenizer
+from lmloop.tokens.build import build_tokenizer
+from lmloop.tokens.tokenizer import Tokenizer
 
 GREEDY = GenerationSection(temperature=0.0, top_p=1.0)
 

@@ -14,8 +14,8 @@ from lmloop.data.document import Document, Position
 from lmloop.data.source import SourceError
 from lmloop.preset.schema import DataSection, TokenizerSection
 from lmloop.tokens.batch import Batch
+from lmloop.tokens.build import build_tokenizer
 from lmloop.tokens.feed import Interrupted, TextFeed
-from lmloop.tokens.tokenizer import build_tokenizer
 from tests.tokens.sources import MemorySource, batch_rows, expected_pairs, step_pairs, texts
 
 TOKENIZER = build_tokenizer(TokenizerSection(type="char"), [MemorySource("s", texts(50, 1))])

@@ -11,9 +11,10 @@ import pytest
 import lmloop.tokens.tokenizer as tokenizer_module
 from lmloop.preset.schema import TokenizerSection
 from lmloop.tokens.batch import Row
+from lmloop.tokens.build import build_tokenizer
 from lmloop.tokens.encoding import Encoder
 from lmloop.tokens.packing import Lane
-from lmloop.tokens.tokenizer import Tokenizer, build_tokenizer
+from lmloop.tokens.tokenizer import Tokenizer
 from tests.tokens.sources import MemorySource, expected_pairs, row_pairs, texts
 
 TOKENIZER = build_tokenizer(TokenizerSection(type="char"), [MemorySource("s", texts(50, 1))])

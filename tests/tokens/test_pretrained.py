@@ -10,8 +10,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from lmloop.preset.schema import TokenizerSection
 from lmloop.tokens import pretrained
-from lmloop.tokens.pretrained import read_pretrained
-from lmloop.tokens.tokenizer import Tokenizer, build_tokenizer
+from lmloop.tokens.build import build_tokenizer
+from lmloop.tokens.pretrained import read_folder, read_pretrained
+from lmloop.tokens.tokenizer import Tokenizer
 
 
 def folder(path: Path, specials: list[str], config: dict[str, Any] | None, map_: dict[str, Any] | None = None) -> Path:
@@ -50,7 +51,7 @@ def test_own_tokens_are_used_and_no_row_is_added(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == rows(tmp_path)
     tokenizer.save(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
-    assert Tokenizer.load(tmp_path / "again").fingerprint == tokenizer.fingerprint
+    assert read_folder(tmp_path / "again").fingerprint == tokenizer.fingerprint
 
 
 def test_text_is_neither_cut_padded_nor_given_a_start(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from tokenizers import Tokenizer as Backend
 
 import lmloop.tokens.tokenizer as module
 from lmloop.preset.schema import TokenizerSection
-from lmloop.tokens.tokenizer import END_OF_TEXT, PAD, Tokenizer, build_tokenizer
+from lmloop.tokens.build import build_tokenizer
+from lmloop.tokens.pretrained import read_folder
+from lmloop.tokens.tokenizer import END_OF_TEXT, PAD, Tokenizer
 from lmloop.tokens.trained import sample
 from tests.tokens.sources import MemorySource
 
@@ -103,7 +105,7 @@ def test_saved_folder_loads_in_transformers_with_equal_ids(tokenizer: Tokenizer,
     assert theirs(CONTROL, split_special_tokens=True)["input_ids"] == tokenizer.encode(CONTROL).tolist()
     assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.eos_id, tokenizer.pad_id)
     assert len(theirs) == tokenizer.vocab_size
-    assert Tokenizer.load(tmp_path).encode(CONTROL).tolist() == tokenizer.encode(CONTROL).tolist()
+    assert read_folder(tmp_path).encode(CONTROL).tolist() == tokenizer.encode(CONTROL).tolist()
 
 
 # ---- long texts in pieces ----
