@@ -65,7 +65,10 @@ class Contents:
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Take over the moments, but keep the preset's own rates and decays: PyTorch would put the saved ones in their place."""
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    state_of_the_run = ("params", "lr")  # `lr` is what the schedule made of it for the last step
+    settings = [
+        {key: value for key, value in group.items() if key not in state_of_the_run} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)

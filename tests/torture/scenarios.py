@@ -299,7 +299,7 @@ def signals(folder: Path, *, repeats: int = 1) -> Result:
     for repeat in range(repeats):
         for number in (signal.SIGINT, signal.SIGTERM):
             for place, strike in places.items():
-                at = {"in a step": 17, "in evaluation": 2, "while sampling": 2}.get(place, 9) + repeat
+                at = {"in a step": 17, "in evaluation": 2, "while sampling": 1}.get(place, 9) + repeat
                 what = f"{number.name} {place}"
                 case = shop.case(what.replace(" ", "-"))
                 ended = run_to_end(case, strike(at, lambda number=number: os.kill(os.getpid(), number)))
