@@ -84,7 +84,9 @@ def this_machine() -> Machine:
     cores = _usable_cores()
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return Machine("cuda", properties.name, cores, properties.total_memory, torch.cuda.is_bf16_supported())
+        return Machine(
+            "cuda", properties.name, cores, properties.total_memory, torch.cuda.is_bf16_supported(including_emulation=False)
+        )
     if torch.backends.mps.is_available():
         return Machine("mps", name, cores, _machine_memory_bytes(), bf16=False)
     # Emulated bf16 (AVX-512 without the bf16 instructions) is slower than fp32: only native support counts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lmloop.data.corpus import open_corpus
+from lmloop.data.corpus import CHARACTERS_PER_TOKEN, open_corpus
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import Source
 from lmloop.durable import atomic_write
@@ -27,11 +28,9 @@ from lmloop.tokens.build import build_tokenizer
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training import figures
 from lmloop.training.loop import Trainee
-from lmloop.training.rehearsal import rehearse, worst_batch
+from lmloop.training.rehearsal import rehearse, too_large, worst_batch
 from lmloop.training.schedule import Schedule
 
-CHARACTERS_A_TOKEN = 4.0
-"""Of a byte-pair vocabulary of some thousand, in English: for an estimate before there is a tokenizer."""
 MENU_TOKENS = 2_048
 """Tokens of the batch that the menu measures with: a token takes nearly as long as in the full batch."""
 MENU_CHARACTERS = 320
@@ -122,7 +121,9 @@ def print_plan(plan: Plan) -> None:
 
 
 def require_room(preset: Preset, vocab_size: int, machine: Machine) -> None:
-    """Refuse a model whose weights and gradients alone exceed the machine's memory, before any of it is allocated.
+    """Refuse what exceeds the machine's memory by weights, gradients, moments and one layer's activations alone.
+
+    Nothing of it is allocated for that.
 
     On a CPU no allocation fails: the kernel would end the process, and others with it, once the memory is touched.
 
@@ -131,11 +132,21 @@ def require_room(preset: Preset, vocab_size: int, machine: Machine) -> None:
     """
     with torch.device("meta"):
         parameters = parameter_counts(build_model(preset.model, vocab_size, seed=0))["total"]
-    needed = 2 * 4 * parameters  # fp32
+    moments = {"adamw": 2, "muon": 1, "sgd": 1}[preset.train.optimizer]
+    needed = (2 + moments) * 4 * parameters  # fp32
+    has = figures.size(machine.memory_bytes)
     if needed > machine.memory_bytes:
         raise ValueError(
-            f"model: {figures.count(parameters)} parameters need {figures.size(needed)} for weights and gradients, "
-            f"this machine has {figures.size(machine.memory_bytes)}: lower model.hidden_size or model.num_layers"
+            f"model: {figures.count(parameters)} parameters need {figures.size(needed)} for weights, gradients and moments, "
+            f"this machine has {has}: lower model.hidden_size or model.num_layers"
+        )
+    rows, length = preset.train.per_gpu_batch_size, preset.model.seq_length
+    stored = 1 if preset.train.activation_checkpointing else preset.model.num_layers
+    activations = rows * length * preset.model.hidden_size * 4 * stored
+    if needed + activations > machine.memory_bytes:
+        raise ValueError(
+            f"train.per_gpu_batch_size {rows}: a batch of rows of {length} tokens does not fit in memory ({has}): "
+            "halve it and double train.accumulation_steps"
         )
 
 
@@ -152,16 +163,19 @@ def _measure(
     objective = LanguageObjective()
     rows = min(train.per_gpu_batch_size, at_most_rows or train.per_gpu_batch_size)
     batch = worst_batch(rows, preset.model.seq_length, vocab_size, packed=packed)
-    measured = rehearse(
-        Trainee(model, objective),
-        objective,
-        batch,
-        machine.torch_device,
-        autocast=precision == "bf16",
-        optimizer=optimizer,
-        accumulation_steps=train.accumulation_steps,
-        at_least_s=at_least_s,
-    )
+    try:
+        measured = rehearse(
+            Trainee(model, objective),
+            objective,
+            batch,
+            machine.torch_device,
+            autocast=precision == "bf16",
+            optimizer=optimizer,
+            accumulation_steps=train.accumulation_steps,
+            at_least_s=at_least_s,
+        )
+    except RuntimeError as error:
+        raise too_large(error, rows, preset.model.seq_length) from None
     counts = parameter_counts(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = _tensor_bytes(optimizer.state_dict())
@@ -240,7 +254,7 @@ def _source_tokens(source: Source, tokenizer: Tokenizer | None) -> int:
             break
     else:
         progress = 1.0
-    rate = CHARACTERS_A_TOKEN if tokenizer is None else max(len(text), 1) / max(len(tokenizer.encode(text)), 1)
+    rate = CHARACTERS_PER_TOKEN if tokenizer is None else max(len(text), 1) / max(len(tokenizer.encode(text)), 1)
     return round((characters / rate + documents) / max(progress, 1e-6))
 
 
@@ -251,11 +265,14 @@ def remember_speed(preset: Preset, session: dict[str, Any], run_dir: Path) -> No
     known = _read_cache().get(_cache_key(preset, machine))
     if known is None or trained_s < MEASURED_AFTER_S:
         return
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    speeds = sorted(line["tokens_per_s"] for line in lines if line["step"] > session["from_step"] and line["tokens_per_s"])
-    if speeds:
-        speed = speeds[len(speeds) // 2]
-        _write_cache(preset, {**known, "tokens_per_s": speed, "seconds": round(known["tokens"] / speed, 1)})
+    with contextlib.suppress(OSError, ValueError, KeyError):  # the forecast is not worth an error
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        speeds = sorted(
+            line["tokens_per_s"] for line in lines if line["step"] > session["from_step"] and line["tokens_per_s"]
+        )
+        if speeds:
+            speed = speeds[len(speeds) // 2]
+            _write_cache(preset, {**known, "tokens_per_s": speed, "seconds": round(known["tokens"] / speed, 1)})
 
 
 def _cache_path() -> Path:

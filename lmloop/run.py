@@ -32,7 +32,7 @@ from lmloop.training.folder import run_folder
 from lmloop.training.loop import Outcome, Trainee, Trainer
 from lmloop.training.metrics import MetricsFile
 from lmloop.training.progress import Display
-from lmloop.training.rehearsal import rehearse, worst_batch
+from lmloop.training.rehearsal import rehearse, too_large, worst_batch
 from lmloop.training.reporter import Reporter
 from lmloop.training.resume import Carried, carry_over
 from lmloop.training.rng import set_rng_state
@@ -97,7 +97,8 @@ class _Run:
         checkpoint = self.store.load("newest")
         carried = carry_over(checkpoint.state if checkpoint else None, self.preset, device=self.device.type)
         self.reporter.progress = carried.progress
-        for notice in [*(checkpoint.notices if checkpoint else []), *carried.notices]:
+        missing = [f"auxiliary.{name} is not there yet: the run trains without it" for name in self.preset.auxiliary.enabled]
+        for notice in [*(checkpoint.notices if checkpoint else []), *carried.notices, *missing]:
             self.reporter.notice(notice)
         if checkpoint and self._already_done(carried):
             more = "train.early_stopping_evals" if carried.progress.stopped_early else "the budget in the preset"
@@ -113,9 +114,10 @@ class _Run:
                 outcome = self._loop(parts, exact=carried.exact)
             finally:
                 parts.contents.feed.close()
-        remember_speed(self.preset, self.reporter.record.session, self.run_dir)
         goes_on = outcome.status != "finished" or self.schedule.renews
-        return self.reporter.finish(outcome, goes_on=goes_on), 1 if outcome.status == "failed" else 0
+        answer = self.reporter.finish(outcome, goes_on=goes_on)
+        remember_speed(self.preset, self.reporter.record.session, self.run_dir)
+        return answer, 1 if outcome.status == "failed" else 0
 
     def _already_done(self, carried: Carried) -> bool:
         """The budget of the preset is used up. A run of 100 M tokens that is started again begins another."""
@@ -218,11 +220,8 @@ class _Run:
         batch = worst_batch(rows, length, parts.contents.tokenizer.vocab_size, packed=parts.packed)
         try:
             measured = rehearse(parts.trainee, parts.objective, batch, self.device, autocast=self.precision == "bf16")
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"train.per_gpu_batch_size {rows}: a batch of rows of {length} tokens does not fit in memory: "
-                f"halve it and double train.accumulation_steps ({str(error).splitlines()[0]})"
-            ) from None
+        except RuntimeError as error:
+            raise too_large(error, rows, length) from None
         progress = self.reporter.progress
         left = self.schedule.tokens_left(progress)
         self.display.start(

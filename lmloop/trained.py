@@ -12,9 +12,7 @@ from lmloop.models.loading import load_weights
 from lmloop.preset.reading import preset_from_resolved
 from lmloop.preset.schema import Preset
 from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.training.checkpoint import CheckpointStore, Loaded
-
-CURRENT = "lm_current.pth"
+from lmloop.training.checkpoint import CURRENT, CheckpointStore, Loaded
 
 
 @dataclass(frozen=True)

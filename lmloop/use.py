@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from lmloop.data.corpus import open_corpus
+from lmloop.data.corpus import Corpus, open_corpus, open_held_out
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import SourceError
-from lmloop.generation.engine import Engine
-from lmloop.hardware import pick_precision, this_machine, use_machine
+from lmloop.generation.engine import Engine, Generation
+from lmloop.hardware import this_machine, use_machine
 from lmloop.preset.schema import DataSection, GenerationSection
 from lmloop.trained import Trained, find_run, load_trained
 from lmloop.training.evaluate import evaluate, held_out
@@ -40,26 +40,11 @@ def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str)
     """Evaluate a run's model on a file, or on a split of its own data; the whole of it, in fp32."""
     trained, device = _open(run, which)
     preset = trained.preset
-    section = preset.data
     if data is not None:
-        if not Path(data).expanduser().exists():
-            raise ValueError(f"--data {data}: no such file or folder")
-        source = {"type": "files", "path": data}
-        section = DataSection.model_validate({"sources": [source], "validation": [source]})
-    quarantine = Quarantine(None, section.max_bad_fraction)
-    try:
-        corpus = open_corpus(
-            section,
-            seed=preset.train.seed,
-            eval_tokens=preset.train.eval_tokens,
-            run_dir=trained.run_dir if data is None else None,
-            quarantine=quarantine,
-        )
-    except SourceError as error:
-        if data is None:
-            raise
-        why = str(error).partition(": no source can be read: ")[2] or str(error)
-        raise ValueError(f"--data {data}: " + why.removeprefix(f"source '{data}'").lstrip(": ")) from None
+        corpus = _whole(data)
+    else:
+        quarantine = Quarantine(None, preset.data.max_bad_fraction)
+        corpus = open_held_out(preset.data, seed=preset.train.seed, run_dir=trained.run_dir, quarantine=quarantine)
     for notice in corpus.notices:
         print(notice, file=sys.stderr)
     sources = corpus.test if split == "test" and data is None else corpus.validation
@@ -77,6 +62,21 @@ def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str)
         "step": trained.checkpoint.manifest.step,
         **result.as_dict(),
     }
+
+
+def _whole(data: str) -> Corpus:
+    """A file or folder, all of it to be evaluated on."""
+    if not Path(data).expanduser().exists():
+        raise ValueError(f"--data {data}: no such file or folder")
+    source = {"type": "files", "path": data}
+    section = DataSection.model_validate({"sources": [source], "validation": [source]})
+    try:
+        return open_corpus(
+            section, seed=0, eval_tokens=0, run_dir=None, quarantine=Quarantine(None, section.max_bad_fraction)
+        )
+    except SourceError as error:
+        why = str(error).partition(": no source can be read: ")[2] or str(error)
+        raise ValueError(f"--data {data}: " + why.removeprefix(f"source '{data}'").lstrip(": ")) from None
 
 
 def print_evaluation(result: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def _options(trained: Trained, changes: dict[str, Any]) -> GenerationSection:
 
 
 def _engine(trained: Trained, device: torch.device) -> Engine:
-    precision = pick_precision("auto", this_machine(), trained.preset.model.hidden_size)
+    precision = trained.checkpoint.state["precision"]
     return Engine(trained.model, trained.tokenizer, device, autocast=precision == "bf16" and device.type == "cuda")
 
 
@@ -114,9 +114,12 @@ def generate_from_run(
     options = _options(trained, changes)
     engine = _engine(trained, device)
     if not json_mode and len(prompts) == 1:
-        _stream(prompts[0], engine.stream(prompts[0], options, seed=seed))
+        stream = engine.stream(prompts[0], options, seed=seed)
+        _stream(prompts[0], stream)
+        _say_dropped([stream.result], engine)
         return {}
     written = engine.generate(prompts, options, seed=seed)
+    _say_dropped(written, engine)
     if not json_mode:
         for prompt, one in zip(prompts, written, strict=True):
             print(f"{_shown(prompt + one.text)}\n")
@@ -126,12 +129,23 @@ def generate_from_run(
             "text": one.text,
             "prompt_tokens": one.prompt_tokens,
             "new_tokens": one.new_tokens,
+            "dropped_tokens": one.dropped_tokens,
             "stopped_by": one.stopped_by,
             "seconds": one.seconds,
         }
         for one in written
     ]
     return answers[0] if len(answers) == 1 else {"results": answers}
+
+
+def _say_dropped(written: list[Generation], engine: Engine) -> None:
+    for one in written:
+        if one.dropped_tokens:
+            print(
+                f"prompt: the oldest {one.dropped_tokens:,} of {one.prompt_tokens:,} tokens do not fit into the context of "
+                f"{engine.context_tokens:,} and were not read",
+                file=sys.stderr,
+            )
 
 
 def _stream(prompt: str, pieces: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ CHARACTERS_PER_TOKEN = 4
 class Corpus:
     """The sources that could be opened, in the preset's order.
 
-    `weights` belong to `train`. `notices` has a line for each source that was left out; sources add to it while they are
+    `notices` has a line for each source that was left out; sources add to it while they are
     read, when a file is gone or a stream breaks off.
     """
 
@@ -38,7 +38,6 @@ class Corpus:
     validation: list[Source]
     test: list[Source]
     notices: list[str] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
 
 
 def source_names(sources: Sequence[FilesSource | HubSource | str]) -> list[str]:
@@ -82,7 +81,7 @@ def open_corpus(
     if not section.sources:
         raise ValueError("data.sources is empty: name at least one source, for example 'python_stdlib'")
     opening = _Opening(quarantine)
-    weights = source_weights(section)
+    source_weights(section)  # names that do not exist are refused before anything is read
     candidates = opening.sources(section.sources)
     held_out = [] if section.validation is None else opening.live(opening.sources(section.validation), "data.validation")
     live = opening.live(candidates, "data.sources")
@@ -91,13 +90,28 @@ def open_corpus(
     streams = parts.freeze(candidates, live, eval_tokens, run_dir)
     for source in candidates:
         parts.add(source, source in live, streams.get(source.name))
-    return Corpus(
-        parts.train,
-        held_out or parts.validation,
-        parts.test,
-        opening.notices,
-        [weight for weight, source in zip(weights, candidates, strict=True) if source in live],
-    )
+    return Corpus(parts.train, held_out or parts.validation, parts.test, opening.notices)
+
+
+def open_held_out(section: DataSection, *, seed: int, run_dir: Path, quarantine: Quarantine) -> Corpus:
+    """The held-out parts of a run's own data, as its training saw them; writes nothing, and asks no stream again.
+
+    SourceError when nothing can be read; ValueError on a damaged file of held-out text.
+    """
+    opening = _Opening(quarantine)
+    explicit = [] if section.validation is None else opening.live(opening.sources(section.validation), "data.validation")
+    shares = (section.split.validation if section.validation is None else 0.0, section.split.test)
+    parts = _Parts(opening.notices, shares, seed if section.shuffle else None)
+    kept = [frozen.load(run_dir / f"{part}.jsonl") for part in ("validation", "test")]
+    for source in opening.sources(section.sources):
+        have = [part.get(source.name) for part in kept]
+        held = None if have == [None, None] else HeldOut(have[0] or [], have[1] or [])
+        finite = not isinstance(source, HubStream)
+        fault = opening.fault(source) if finite else None
+        if fault is not None:
+            opening.notify(f"left out: {fault}")
+        parts.add(source, finite and fault is None, held)
+    return Corpus(parts.train, explicit or parts.validation, parts.test, opening.notices)
 
 
 class _Opening:
@@ -121,7 +135,7 @@ class _Opening:
 
     def live(self, sources: list[Source], key: str) -> list[Source]:
         """Those that have a first document. SourceError when that is none."""
-        reasons = {source.name: self._fault(source) for source in sources}
+        reasons = {source.name: self.fault(source) for source in sources}
         live = [source for source in sources if reasons[source.name] is None]
         faults = [reason for reason in reasons.values() if reason is not None]
         if not live:
@@ -130,7 +144,8 @@ class _Opening:
             self.notify(f"left out: {reason}")
         return live
 
-    def _fault(self, source: Source) -> str | None:
+    def fault(self, source: Source) -> str | None:
+        """Why a source gives no first document; None where it does."""
         try:
             if next(source.read({}), None) is not None:
                 return None

@@ -32,7 +32,7 @@ class Quarantine:
         self.path = path
         self.max_bad_fraction = max_bad_fraction
         self._lock = threading.Lock()
-        self._seen: set[tuple[str, str, int]] = set()
+        self._seen: dict[tuple[str, str, int], None] = {}  # in the order in which they were met
         self._reasons: dict[str, Counter[str]] = {}
         if path is not None and path.is_file():
             self._load(path)
@@ -48,7 +48,7 @@ class Quarantine:
             self._remember(key, reason)
 
     def _remember(self, key: tuple[str, str, int], reason: str) -> None:
-        self._seen.add(key)
+        self._seen[key] = None
         self._reasons.setdefault(key[0], Counter())[reason] += 1
 
     def bad(self, source: str, file: str, line: int, reason: str, excerpt: str = "") -> None:
@@ -71,7 +71,8 @@ class Quarantine:
         if good + bad < MIN_ROWS or bad <= self.max_bad_fraction * (good + bad):
             return
         reason, _ = self._reasons.get(source, Counter({"unknown": 1})).most_common(1)[0]
-        where = "" if self.path is None else f"; all are listed in {self.path}"
+        first = next((f"{file}:{line}" for name, file, line in self._seen if name == source), "")
+        where = f" (first {first})" if first else ""
         raise TooManyBadRows(
             one_line(
                 f"source '{source}': {bad} of the first {good + bad} rows are bad, most often: {reason}{where}. "

@@ -13,8 +13,7 @@ from lmloop.models.cache import Cache
 class LanguageModel(nn.Module, ABC):
     """A causal language model: the hidden state of position t predicts token t + 1.
 
-    vocab_size: rows of the head. context_length: tokens it was made for, a soft limit. max_positions: the most
-    positions that it can represent at all, None where there is no such limit (rotary positions).
+    vocab_size: rows of the head. context_length: tokens it was made for, a soft limit.
     activation_checkpointing: recompute blocks in the backward pass. growable: names of parameters whose first
     dimension may be longer than in a state dict that is loaded.
     """
@@ -23,7 +22,6 @@ class LanguageModel(nn.Module, ABC):
 
     vocab_size: int
     context_length: int
-    max_positions: int | None
     activation_checkpointing: bool = False
 
     @abstractmethod

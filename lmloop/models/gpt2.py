@@ -92,7 +92,6 @@ class GPT2(Transformer):
 
     def __init__(self, section: ModelSection, vocab_size: int) -> None:
         super().__init__(section, vocab_size)
-        self.max_positions = section.seq_length
         self.transformer = nn.Module()
         self.transformer.wte = nn.Embedding(vocab_size, section.hidden_size)
         self.transformer.wpe = nn.Embedding(section.seq_length, section.hidden_size)
@@ -135,4 +134,4 @@ class GPT2(Transformer):
         fresh = fresh.to(wpe.weight)
         fresh[:known] = wpe.weight.detach()
         self.transformer.wpe = nn.Embedding.from_pretrained(fresh, freeze=not wpe.weight.requires_grad)
-        self.max_positions = self.context_length = positions
+        self.context_length = positions

@@ -63,7 +63,6 @@ class Transformer(LanguageModel):
         super().__init__()
         self.vocab_size = vocab_size
         self.context_length = section.seq_length
-        self.max_positions: int | None = None
         self.lm_head = nn.Linear(section.hidden_size, vocab_size, bias=False)
         self.dropout = Dropout(section.dropout)
 

@@ -32,6 +32,9 @@ from lmloop import durable
 from lmloop.training.manifest import Manifest, manifest_path, read_manifest, read_manifests
 from lmloop.training.soundness import check_finite, check_plain, tensor_bytes
 
+FORMAT = 1
+"""Of the dictionary in a checkpoint."""
+
 CURRENT = "lm_current.pth"
 PREVIOUS = "lm_prev.pth"
 PREVIOUS_2 = "lm_prev2.pth"
@@ -191,10 +194,11 @@ class CheckpointStore:
         """The newest checkpoint, or the best one (the newest, where no best one was saved), with tensors on the CPU.
 
         Content is verified against the manifests before it is read, and reading never runs code. A file that cannot be used
-        is passed over with a notice, in the order current, prev, prev2 (which is from new to old at every moment of a save).
+        is passed over with a notice, in the order current, prev, prev2 (which is from new to old at every moment of a save),
+        and best last.
         None: there is no checkpoint. CheckpointError: there are some, and none can be used.
         """
-        names = NEWEST_FIRST if which == "newest" else (BEST, *NEWEST_FIRST)
+        names = (*NEWEST_FIRST, BEST) if which == "newest" else (BEST, *NEWEST_FIRST)
         refused: list[tuple[str, str]] = []
         for name in names:
             try:
@@ -208,7 +212,7 @@ class CheckpointStore:
                 f"WARNING: {self.run_dir / bad} is not used: {reason}; loaded {name} of step {manifest.step} instead"
                 for bad, reason in refused
             ]
-            if name in (PREVIOUS, PREVIOUS_2) and not refused:
+            if name != names[0] and not refused and which == "newest":
                 notices = [f"WARNING: {self.run_dir / CURRENT} is missing; loaded {name} of step {manifest.step} instead"]
             return Loaded(state, self.run_dir / name, manifest, notices)
         refused = refused or self._unknown_files()
@@ -289,6 +293,8 @@ def _load_verified(stream: Any) -> dict[str, Any]:
         raise _Unusable(
             f"PyTorch cannot read it ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
+    if isinstance(state, dict) and state.get("format", FORMAT) != FORMAT:
+        raise _Unusable(f"it has format {state['format']}, this version reads format {FORMAT}: update lmloop")
     if not isinstance(state, dict) or "model" not in state:
         raise _Unusable("it is not a checkpoint of this program: it has no 'model'")
     return state

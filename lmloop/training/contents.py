@@ -14,11 +14,9 @@ from lmloop.preset.compare import preset_hash, resolved
 from lmloop.preset.schema import Preset
 from lmloop.tokens.feed import TextFeed
 from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.training.checkpoint import FORMAT
 from lmloop.training.metrics import MetricsFile
 from lmloop.training.rng import rng_state
-
-FORMAT = 1
-"""Of the checkpoint's dictionary."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ class Contents:
         self.samples.sync()
         return {
             "format": FORMAT,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": on_cpu(self.model.state_dict(), {}),
+            "optimizer": on_cpu(self.optimizer.state_dict(), {}),
             "rng": rng_state(self.device),
             "feed": self.feed.state_dict(),
             "tokenizer": self.tokenizer.to_json(),
@@ -61,6 +59,17 @@ class Contents:
         """Put back weights and optimizer alone: a rollback goes on with the data that comes next."""
         load_weights(self.model, state["model"])
         load_optimizer(self.optimizer, state["optimizer"])
+
+
+def on_cpu(value: Any, copies: dict[int, torch.Tensor]) -> Any:
+    """A state with its tensors on the CPU, so that it loads on any machine; two names of one tensor stay that."""
+    if isinstance(value, torch.Tensor):
+        return value if value.device.type == "cpu" else copies.setdefault(value.data_ptr(), value.detach().cpu())
+    if isinstance(value, dict):
+        return {key: on_cpu(item, copies) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(item, copies) for item in value)
+    return value
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -138,7 +138,7 @@ def evaluate(
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 nll_BT = objective.token_losses(model, batch)
             trained_BT = batch.weights_BT > 0
-            nll_sum += float(nll_BT[trained_BT].double().sum())
+            nll_sum += float(nll_BT[trained_BT].cpu().double().sum())  # MPS has no fp64
             tokens += int(trained_BT.sum())
     finally:
         model.train(was_training)

@@ -15,6 +15,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lmloop.data.quarantine import TooManyBadRows
+from lmloop.data.source import SourceError
+from lmloop.durable import in_words
 from lmloop.hardware import memory_in_use_bytes
 from lmloop.models.base import LanguageModel
 from lmloop.objectives.base import Objective
@@ -106,6 +109,9 @@ class Trainer:
                 batches = self.feed.next_step(length)
             except Interrupted:
                 return self._stopped()
+            except (SourceError, TooManyBadRows, OSError) as error:  # the feed stands where the last step left it
+                self.snapshots.save()
+                return Outcome("failed", in_words(error))
             if not batches:
                 progress.epochs += 1
                 continue

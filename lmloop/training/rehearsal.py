@@ -41,6 +41,16 @@ def worst_batch(rows: int, length: int, vocab_size: int, *, packed: bool, seed: 
     )
 
 
+def too_large(error: RuntimeError, rows: int, length: int) -> Exception:
+    """What to raise for an error of the rehearsal: in words where memory was short, the error itself where it was not."""
+    if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error).lower():
+        return error
+    return ValueError(
+        f"train.per_gpu_batch_size {rows}: a batch of rows of {length} tokens does not fit in memory: "
+        f"halve it and double train.accumulation_steps ({str(error).splitlines()[0]})"
+    )
+
+
 def rehearse(
     trainee: nn.Module,
     objective: Objective,
@@ -80,5 +90,8 @@ def rehearse(
         update()
         updates += 1
     seconds = time.perf_counter() - started
+    memory_bytes = memory_in_use_bytes(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # what comes after is to be seen by itself
     set_rng_state(saved, device)
-    return Rehearsal(updates * accumulation_steps * batch.trained_tokens / seconds, memory_in_use_bytes(device))
+    return Rehearsal(updates * accumulation_steps * batch.trained_tokens / seconds, memory_bytes)

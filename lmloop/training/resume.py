@@ -50,6 +50,8 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str) -> 
     notices = [_described(change) for change in differing]
     patience = preset.train.early_stopping_evals  # possibly another one than that which ended the run
     progress.stopped_early = patience is not None and progress.evals_since_best >= patience
+    if any(change.key in ("train.learning_rate", "train.muon_learning_rate") for change in differing):
+        progress.rollbacks, progress.rate_scale = 0, 1.0  # a rate that was chosen anew is the one that is meant
     if not same_feed:
         progress.start_new_budget()
         progress.best_val_loss = None  # measured on other text

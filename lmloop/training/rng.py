@@ -11,7 +11,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     """State of PyTorch's global generators: on the CPU, and on `device`. Nothing else in a run draws from a global one."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state(device)
     elif device.type == "mps":
         state["mps"] = torch.mps.get_rng_state()
     return state
@@ -21,6 +21,6 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     """Put the generators back; those of a device that is not there are left alone."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])

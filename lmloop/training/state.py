@@ -66,6 +66,7 @@ class Progress:
         """Begin another budget from here."""
         self.start_step, self.start_tokens, self.start_epochs = self.step, self.tokens, self.epochs
         self.evals_since_best, self.stopped_early = 0, False
+        self.bad_in_a_row, self.rollbacks, self.rate_scale = 0, 0, 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """All counters."""

@@ -75,7 +75,6 @@ def test_split_of_a_folder(notes: Path, tmp_path: Path) -> None:
     assert [len(part) for part in parts] == [14, 4, 2]
     assert len(set.union(*parts)) == 20
     assert corpus.notices == []
-    assert corpus.weights == [1.0]
     assert not (tmp_path / "run").exists()  # nothing bad, nothing streamed: nothing to write
 
 
@@ -84,7 +83,6 @@ def test_the_same_folder_twice_is_split_alike(notes: Path) -> None:
     assert [source.name for source in corpus.train] == [str(notes), f"{notes} (2)"]
     assert ids(corpus.train[0]) == ids(corpus.train[1])
     assert not set(ids(corpus.train[0])) & set(ids(corpus.validation[1]))
-    assert corpus.weights == [1.0, 2.0]
 
 
 def test_a_dead_source_is_left_out_with_one_line(notes: Path, tmp_path: Path) -> None:
@@ -93,7 +91,6 @@ def test_a_dead_source_is_left_out_with_one_line(notes: Path, tmp_path: Path) ->
     sources = [files("/nowhere"), files(notes), files(tmp_path / "empty.txt"), files(tmp_path / "bad.jsonl")]
     corpus = opened(section(sources=sources, mix_strategy="weighted", source_weights=[1.0, 2.0, 3.0, 4.0]))
     assert [source.name for source in corpus.train] == [str(notes)]
-    assert corpus.weights == [2.0]
     assert [notice.split("'")[1] for notice in corpus.notices] == [
         "/nowhere",
         str(tmp_path / "empty.txt"),

