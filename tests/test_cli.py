@@ -203,3 +203,11 @@ def test_main_py_takes_no_arguments(workplace: Path) -> None:
     assert done.stderr.count("\n") == 1
     assert "--learning-rate=1" in done.stderr
     assert "configs/" in done.stderr
+
+
+def test_a_prompt_that_does_not_fit_is_said_to_be_cut(capsys: Capture) -> None:
+    result = answer_of(capsys, "generate", "first", "--prompt", "the quick brown fox " * 10, "--max-new-tokens", "2")
+    assert result["prompt_tokens"] == 200
+    assert result["dropped_tokens"] > 150
+    assert main(["generate", "first", "--prompt", "the quick brown fox " * 10, "--max-new-tokens", "2"]) == 0
+    assert "do not fit into the context" in capsys.readouterr().err

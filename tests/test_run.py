@@ -380,3 +380,54 @@ def test_json_mode_prints_one_object_and_nothing_else(here: Path) -> None:
     assert done.stdout.count("\n") == 1
     assert (answer["status"], answer["step"]) == ("finished", 6)
     assert "Traceback" not in done.stderr
+
+
+# ---- what must not cost a run ----
+
+
+def test_data_that_fails_in_mid_run_costs_no_step(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmloop.data.source import SourceError
+    from lmloop.tokens.feed import TextFeed
+
+    inner, calls = TextFeed.next_step, 0
+
+    def next_step(self: TextFeed, length: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise SourceError("source 'corpus': the disk has gone")
+        return inner(self, length)
+
+    monkeypatch.setattr(TextFeed, "next_step", next_step)
+    answer, status = train(write_preset(here, train={"save_every_steps": 1_000}))
+    assert (status, answer["status"], answer["step"]) == (1, "failed", 5)
+    assert answer["reason"] == "source 'corpus': the disk has gone"
+    assert newest()["progress"]["step"] == 5
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert quick_run(here, train={"save_every_steps": 1_000})["step"] == 6
+
+
+def test_the_best_checkpoint_is_the_last_resort(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick_run(here)
+    for name in ("lm_current", "lm_prev", "lm_prev2"):
+        (RUN / f"{name}.pth").unlink()
+    best = torch.load(RUN / "lm_best.pth", weights_only=True)["progress"]["step"]
+    quick_run(here, train={"max_steps": 8})
+    assert f"loaded lm_best.pth of step {best}" in " ".join(capsys.readouterr().out.split())
+    assert [line["step"] for line in lines(RUN / "metrics.jsonl")] == list(range(1, 9))
+
+
+def test_a_module_that_is_not_there_yet_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    preset = json.loads(write_preset(here).read_text())
+    Path("preset.json").write_text(json.dumps({**preset, "auxiliary": {"enable_policy": True, "policy_kl_weight": 0.05}}))
+    assert train(Path("preset.json"))[1] == 0
+    assert "auxiliary.enable_policy is not there yet" in " ".join(capsys.readouterr().out.split())
+    assert any("enable_policy" in entry["message"] for entry in record()["warnings"])
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_it_is_made(here: Path) -> None:
+    path = write_preset(here, train={"per_gpu_batch_size": 1_000_000}, model={"seq_length": 1_048_576})
+    with pytest.raises(ValueError, match=r"per_gpu_batch_size 1000000: .* does not fit in memory"):
+        train(path)
+    assert not RUN.exists()

@@ -106,11 +106,14 @@ def open_held_out(section: DataSection, *, seed: int, run_dir: Path, quarantine:
     for source in opening.sources(section.sources):
         have = [part.get(source.name) for part in kept]
         held = None if have == [None, None] else HeldOut(have[0] or [], have[1] or [])
-        finite = not isinstance(source, HubStream)
-        fault = opening.fault(source) if finite else None
+        try:
+            is_stream = source.parents() is None
+        except SourceError:
+            is_stream = False  # `fault` says why
+        fault = None if is_stream else opening.fault(source)
         if fault is not None:
             opening.notify(f"left out: {fault}")
-        parts.add(source, finite and fault is None, held)
+        parts.add(source, not is_stream and fault is None, held)
     return Corpus(parts.train, explicit or parts.validation, parts.test, opening.notices)
 
 

@@ -61,10 +61,18 @@ class Contents:
         load_optimizer(self.optimizer, state["optimizer"])
 
 
-def on_cpu(value: Any, copies: dict[int, torch.Tensor]) -> Any:
-    """A state with its tensors on the CPU, so that it loads on any machine; two names of one tensor stay that."""
+def on_cpu(value: Any, copies: dict[tuple[int, torch.Size], torch.Tensor]) -> Any:
+    """A state with its tensors on the CPU, so that it loads on any machine; two names of one tensor stay that.
+
+    `copies` takes note of what was copied, by address and shape.
+    """
     if isinstance(value, torch.Tensor):
-        return value if value.device.type == "cpu" else copies.setdefault(value.data_ptr(), value.detach().cpu())
+        if value.device.type == "cpu":
+            return value
+        key = (value.data_ptr(), value.shape)
+        if key not in copies:
+            copies[key] = value.detach().cpu()
+        return copies[key]
     if isinstance(value, dict):
         return {key: on_cpu(item, copies) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lmloop.data import corpus as corpus_module
-from lmloop.data.corpus import Corpus, open_corpus, source_names, source_weights
+from lmloop.data.corpus import Corpus, open_corpus, open_held_out, source_names, source_weights
 from lmloop.data.document import Document, Position
 from lmloop.data.quarantine import Quarantine, TooManyBadRows
 from lmloop.data.source import Source, SourceError
@@ -240,3 +240,16 @@ def test_names_and_weights() -> None:
     assert source_names(data.sources) == ["c4", "a", "o/n/en", "a (2)", "c4 (2)"]
     assert source_weights(data) == [1.0, 1.0, 2.0, 5.0, 1.0]
     assert source_weights(section(sources=[files("a", weight=3.0), "c4"])) == [3.0, 1.0]
+
+
+def test_held_out_parts_are_those_of_training_and_ask_no_stream(tmp_path: Path, notes: Path, hub) -> None:
+    data = section(sources=[files(notes), "c4", files(tmp_path / "gone")], split={"validation": 0.2, "test": 0.1})
+    run = tmp_path / "run"
+    trained = opened(data, run)
+    hub.dead = True
+    written = {path: path.read_bytes() for path in run.iterdir()}
+    again = open_held_out(data, seed=0, run_dir=run, quarantine=Quarantine(None, 0.2))
+    assert [ids(source) for source in again.validation] == [ids(source) for source in trained.validation]
+    assert [ids(source) for source in again.test] == [ids(source) for source in trained.test]
+    assert [notice for notice in again.notices if "gone" in notice]
+    assert {path: path.read_bytes() for path in run.iterdir()} == written

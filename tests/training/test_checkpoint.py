@@ -234,3 +234,9 @@ def damage(path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.unlink()
     path.write_bytes(content)
+
+
+def test_a_format_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    CheckpointStore(tmp_path).save({"model": {}, "format": 2}, step=1, tokens=1, preset_hash="x")
+    with pytest.raises(CheckpointError, match="format 2, this version reads format 1"):
+        CheckpointStore(tmp_path).load()
