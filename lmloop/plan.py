@@ -155,7 +155,7 @@ def _measure(
 ) -> Plan:
     machine, train = this_machine(), preset.train
     use_machine(machine, train.threads)
-    precision = pick_precision(train.precision, machine, preset.model.hidden_size)
+    precision = pick_precision(train.precision, machine)
     require_room(preset, vocab_size, machine)
     model = build_model(preset.model, vocab_size, seed=train.seed).to(machine.torch_device)
     model.activation_checkpointing = train.activation_checkpointing

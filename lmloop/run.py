@@ -103,9 +103,7 @@ class _Run:
         if checkpoint and self._already_done(carried):
             more = "train.early_stopping_evals" if carried.progress.stopped_early else "the budget in the preset"
             return self.reporter.say(Outcome("finished", f"{self.preset.name} is done; raise {more} to train on")), 0
-        self.precision = carried.precision or pick_precision(
-            self.section.precision, self.machine, self.preset.model.hidden_size
-        )
+        self.precision = carried.precision or pick_precision(self.section.precision, self.machine)
         with self.reporter.session(carried.progress):
             with self.reporter.record.phase("setup"):
                 parts = self._build(checkpoint, carried)

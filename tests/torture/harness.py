@@ -75,6 +75,7 @@ def tiny_preset(**changes: dict[str, Any]) -> dict[str, Any]:
             "accumulation_steps": 2,
             "max_steps": 40,
             "threads": 1,
+            "precision": "fp32",
             "log_every_steps": 3,
             "eval_every_steps": 10,
             "save_every_steps": 4,

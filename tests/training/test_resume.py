@@ -23,7 +23,8 @@ PROGRESS = Progress(
 
 
 def preset_of(changes: dict[str, Any] | None = None) -> Preset:
-    return Preset.model_validate(tiny_preset(**(changes or {})))
+    changes = changes or {}
+    return Preset.model_validate(tiny_preset(**{**changes, "train": {"precision": "auto", **changes.get("train", {})}}))
 
 
 def state_of(preset: Preset) -> dict[str, Any]:
