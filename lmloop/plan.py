@@ -123,7 +123,8 @@ def print_plan(plan: Plan) -> None:
 def require_room(preset: Preset, vocab_size: int, machine: Machine) -> None:
     """Refuse what exceeds the machine's memory by weights, gradients, moments and what enters each block alone.
 
-    Nothing of it is allocated for that. On a CPU no allocation fails: the kernel would end the process, and others with it, once the memory is touched.
+    Nothing of it is allocated for that. On a CPU no allocation fails:
+    the kernel would end the process, and others with it, once the memory is touched.
 
     Raises:
         ValueError: it does not fit.
