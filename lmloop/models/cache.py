@@ -17,12 +17,26 @@ class Cache:
     state is addressed by position, as attention's is.
     """
 
-    def __init__(self, states: Sequence[Any], batch_size: int, max_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, states: Sequence[Any], batch_size: int, max_tokens: int, device: torch.device, *, tokens_before: int = 0
+    ) -> None:
+        """tokens_before: how many earlier tokens `before` gives; 0 keeps none."""
         self.states = states
         self.max_tokens = max_tokens
         self.length = 0
         self._padded = False
         self.pad_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._tokens_before = tokens_before
+        self._tokens_BS = self.pad_B.new_zeros(batch_size, tokens_before + max_tokens if tokens_before else 0)
+
+    def before(self, tokens_BT: Tensor) -> Tensor | None:
+        """The `tokens_before` tokens before these, which are the next ones, int64 [B, N]; takes note of these."""
+        N, T = self._tokens_before, tokens_BT.shape[1]
+        if N == 0:
+            return None
+        assert self.length + T <= self.max_tokens, f"{self.length} + {T} tokens do not fit into a cache of {self.max_tokens}"
+        self._tokens_BS[:, N + self.length : N + self.length + T] = tokens_BT
+        return self._tokens_BS[:, self.length : self.length + N]
 
     def positions(self, length: int) -> Tensor:
         """Positions of the next `length` tokens, int64 [B, T], or [1, T] when no row is padded; padding has position 0."""

@@ -8,8 +8,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from lmloop.models.attention import Attention
-from lmloop.models.feedforward import SwiGLU
+from lmloop.models.feedforward import FEED_FORWARDS
 from lmloop.models.mixer import Mixer
+from lmloop.models.ngrams import NgramTables
 from lmloop.models.norm import RMSNorm
 from lmloop.models.rotary import Rotary
 from lmloop.models.transformer import Block, Transformer
@@ -25,7 +26,7 @@ class DecoderBlock(Block):
     def __init__(self, section: ModelSection, mixer: str) -> None:
         super().__init__(section.dropout)
         self.self_attn = MIXERS[mixer](section)
-        self.mlp = SwiGLU(section)
+        self.mlp = FEED_FORWARDS[section.feed_forward](section)
         self.input_layernorm = RMSNorm(section.hidden_size, section.norm_eps)
         self.post_attention_layernorm = RMSNorm(section.hidden_size, section.norm_eps)
 
@@ -46,6 +47,9 @@ class Decoder(Transformer):
         self.model.layers = nn.ModuleList(DecoderBlock(section, "attention") for _ in range(section.num_layers))
         self.model.norm = RMSNorm(section.hidden_size, section.norm_eps)
         self.rotary = Rotary(section)
+        if section.ngram_tables:
+            self.model.ngrams = NgramTables(section.ngram_tables, vocab_size, section.hidden_size)
+            self.tokens_before = self.model.ngrams.tokens_before
         if section.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -53,9 +57,12 @@ class Decoder(Transformer):
         """The layers in order."""
         return cast(Iterable[Block], self.model.layers)
 
-    def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """Token embeddings; positions come in through the rotary tables."""
-        return cast(nn.Embedding, self.model.embed_tokens)(tokens_BT)
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor, before_BN: Tensor | None = None) -> Tensor:
+        """Token embeddings, and those of n-grams if there are any; positions come in through the rotary tables."""
+        embedded_BTD = cast(nn.Embedding, self.model.embed_tokens)(tokens_BT)
+        if not self.tokens_before:
+            return embedded_BTD
+        return embedded_BTD + cast(NgramTables, self.model.ngrams)(tokens_BT, positions_BT, before_BN)
 
     def rotary_tables(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, [B or 1, T, 1, E] each."""

@@ -104,7 +104,7 @@ class GPT2(Transformer):
         """The layers in order."""
         return cast(Iterable[Block], self.transformer.h)
 
-    def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor, before_BN: Tensor | None = None) -> Tensor:
         """Token embeddings plus position embeddings."""
         wte, wpe = cast(nn.Embedding, self.transformer.wte), cast(nn.Embedding, self.transformer.wpe)
         length = positions_BT.shape[1]

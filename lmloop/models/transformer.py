@@ -59,6 +59,9 @@ class Transformer(LanguageModel):
     residual_projections: ClassVar[tuple[str, ...]]
     """Names of the linear layers that write into the residual stream; they start smaller."""
 
+    tokens_before: int = 0
+    """How many earlier tokens of the document the embedding of a position depends on."""
+
     def __init__(self, section: ModelSection, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -71,8 +74,8 @@ class Transformer(LanguageModel):
         """The blocks in order."""
 
     @abstractmethod
-    def embed(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """What enters the first block, [B, T, D]."""
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor, before_BN: Tensor | None = None) -> Tensor:
+        """What enters the first block, [B, T, D]. before_BN: the `tokens_before` tokens before these, if there are any."""
 
     @abstractmethod
     def rotary_tables(self, positions_BT: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -109,7 +112,7 @@ class Transformer(LanguageModel):
     def make_cache(self, batch_size: int, max_tokens: int) -> Cache:
         """An empty cache for `batch_size` rows of up to `max_tokens` tokens, padding included."""
         states = [block.parts()[1].make_state(batch_size, max_tokens) for block in self.blocks()]
-        return Cache(states, batch_size, max_tokens, self.lm_head.weight.device)
+        return Cache(states, batch_size, max_tokens, self.lm_head.weight.device, tokens_before=self.tokens_before)
 
     def decode(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
         """Append T tokens to the cache; their hidden states after the last norm, [B, T, D]."""
@@ -122,7 +125,7 @@ class Transformer(LanguageModel):
             causal=cache.length == 0,
             start=cache.length,
         )
-        hidden_BTD = self.dropout(self.embed(tokens_BT, positions_BT))
+        hidden_BTD = self.dropout(self.embed(tokens_BT, positions_BT, cache.before(tokens_BT)))
         for block, state in zip(self.blocks(), cache.states, strict=True):
             hidden_BTD = block(hidden_BTD, context, state)
         cache.length += T

@@ -119,7 +119,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]
 
 
 _MAPS = ("train.epochs_per_length", "train.sequence_schedule", "data.source_weights")
-_LISTS_OF_OBJECTS = ("data.sources", "data.validation")
+_LISTS_OF_OBJECTS = ("data.sources", "data.validation", "model.ngram_tables")
 
 
 def _trained(value: Any, path: str) -> Any:

@@ -28,6 +28,16 @@ TOKENS_PER_RUN = 100_000_000
 """Trained tokens of one run, for a preset that sets no budget of its own."""
 
 
+class NgramTable(Section):
+    """Learned vectors for the last tokens together, beside the token embedding."""
+
+    n: Annotated[int, Field(ge=2, le=8, strict=True)] = Field(description="Tokens of an n-gram.")
+    rows: Annotated[int, Field(ge=1, le=100_000_000, strict=True)] = Field(
+        description="Rows of the table; with fewer than there are n-grams, several share a row by their hash."
+    )
+    width: Width = Field(description="Width of a row; the rest of the residual stream is left alone.")
+
+
 class ModelSection(Section):
     """The network that is trained from scratch."""
 
@@ -48,7 +58,18 @@ class ModelSection(Section):
     intermediate_size: Annotated[int, Field(ge=1, le=1_048_576, strict=True)] | None = Field(
         default=None,
         description="Width of the feed-forward layer; default: 8/3 of hidden_size rounded up to a multiple of 64 "
-        "(`decoder`), 4 times hidden_size (`gpt2`).",
+        "(`swiglu`), 4 times hidden_size (`relu2`, `gpt2`).",
+    )
+    feed_forward: Literal["swiglu", "relu2"] = Field(
+        default="swiglu",
+        description="Feed-forward layer of `decoder`: `swiglu` as in Qwen3, or squared ReLU (arXiv 2109.08668); a "
+        "model with that cannot be exported.",
+    )
+    ngram_tables: list[NgramTable] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Embeddings of the last tokens together (`decoder`): parameters that cost no arithmetic. A model with "
+        "them cannot be exported.",
     )
     seq_length: Length = Field(default=512, description="Context in tokens: the longest row that is trained and evaluated.")
     tie_embeddings: bool = Field(default=True, description="The output head shares the embedding's matrix.")
@@ -81,6 +102,8 @@ class ModelSection(Section):
                 raise ValueError("num_kv_heads: GPT-2 has no grouped-query attention; leave it out or use `decoder`")
             if self.head_dim is not None and self.head_dim * self.num_heads != self.hidden_size:
                 raise ValueError("head_dim: in GPT-2 it is hidden_size / num_heads; leave it out or use `decoder`")
+            if self.feed_forward != "swiglu" or self.ngram_tables:
+                raise ValueError("feed_forward, ngram_tables: GPT-2 has neither; leave them out or use `decoder`")
             if self.position_scaling != "none":
                 raise ValueError("position_scaling: GPT-2 learns its positions; a longer seq_length extends the table")
         if self.position_scaling != "none" and self.original_seq_length is None:
@@ -102,7 +125,7 @@ class ModelSection(Section):
         """Width of the feed-forward layer."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        if self.architecture == "gpt2":
+        if self.architecture == "gpt2" or self.feed_forward == "relu2":
             return 4 * self.hidden_size
         return -(-self.hidden_size * 8 // 3 // 64) * 64
 

@@ -1,4 +1,4 @@
-"""Packing, decoding, dropout, checkpointing, precision and initialisation of both architectures."""
+"""Packing, decoding, dropout, checkpointing, precision and initialisation of all architectures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from lmloop.models.attention import attend, attend_in_blocks
 from lmloop.models.base import LanguageModel
 from lmloop.models.build import build_model
 from lmloop.models.mixer import Context
-from lmloop.preset.schema import ModelSection
+from lmloop.preset.schema import ModelSection, NgramTable
 
 VOCAB = 50
 SECTIONS = {
     "decoder": ModelSection(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, seq_length=40),
     "gpt2": ModelSection(architecture="gpt2", hidden_size=32, num_layers=2, num_heads=4, seq_length=40),
+    "ngrams": ModelSection(
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        seq_length=40,
+        feed_forward="relu2",
+        ngram_tables=[NgramTable(n=2, rows=10_000, width=32), NgramTable(n=4, rows=64, width=8)],
+    ),
 }
-both = pytest.mark.parametrize("architecture", SECTIONS)
+each = pytest.mark.parametrize("architecture", SECTIONS)
 
 
 def make(architecture: str, **changes: object) -> LanguageModel:
@@ -34,7 +42,7 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
-@both
+@each
 def test_packed_documents_equal_separate_rows(architecture: str) -> None:
     model = make(architecture)
     a, b, c = tokens(1, 11), tokens(1, 1, seed=1), tokens(1, 20, seed=2)
@@ -44,7 +52,7 @@ def test_packed_documents_equal_separate_rows(architecture: str) -> None:
     torch.testing.assert_close(packed_BTD, separate_BTD, atol=1e-12, rtol=1e-12)
 
 
-@both
+@each
 def test_a_perturbed_neighbour_changes_nothing(architecture: str) -> None:
     model = make(architecture)
     tokens_BT = tokens(2, 32)
@@ -59,7 +67,7 @@ def test_a_perturbed_neighbour_changes_nothing(architecture: str) -> None:
     assert not unpacked_BT[0, 12:].any()  # without segments the neighbour is seen: the check can fail
 
 
-@both
+@each
 def test_a_later_token_changes_nothing_earlier(architecture: str) -> None:
     model = make(architecture)
     tokens_BT = tokens(1, 30)
@@ -69,7 +77,7 @@ def test_a_later_token_changes_nothing_earlier(architecture: str) -> None:
     assert same_T.tolist() == [True] * 17 + [False] * 13
 
 
-@both
+@each
 @pytest.mark.parametrize("chunks", [[24], [1] * 24, [7, 1, 5, 11]])
 def test_decoding_equals_the_full_forward_pass(architecture: str, chunks: list[int]) -> None:
     model = make(architecture)
@@ -80,7 +88,7 @@ def test_decoding_equals_the_full_forward_pass(architecture: str, chunks: list[i
     assert cache.length == 24
 
 
-@both
+@each
 @pytest.mark.parametrize("chunks", [[20], [1] * 20, [3, 9, 8]])
 def test_decoding_left_padded_rows_equals_each_row_alone(architecture: str, chunks: list[int]) -> None:
     model = make(architecture)
@@ -95,7 +103,7 @@ def test_decoding_left_padded_rows_equals_each_row_alone(architecture: str, chun
         torch.testing.assert_close(hidden_BTD[row, pad:], alone_TD, atol=1e-11, rtol=1e-11)
 
 
-@both
+@each
 def test_a_cache_can_forget_its_newest_tokens(architecture: str) -> None:
     model = make(architecture)
     tokens_BT = tokens(1, 12)
@@ -106,14 +114,14 @@ def test_a_cache_can_forget_its_newest_tokens(architecture: str) -> None:
     torch.testing.assert_close(model.decode(tokens_BT[:, 8:], cache), model.hidden(tokens_BT)[:, 8:], atol=1e-11, rtol=1e-11)
 
 
-@both
+@each
 def test_a_full_cache_is_noticed(architecture: str) -> None:
     model = make(architecture)
     with pytest.raises(AssertionError, match="do not fit into a cache of 4"):
         model.decode(tokens(1, 5), model.make_cache(1, 4))
 
 
-@both
+@each
 def test_checkpointing_recomputes_the_same_gradients_with_the_same_dropout(architecture: str) -> None:
     gradients = []
     for recompute in (False, True):
@@ -127,7 +135,7 @@ def test_checkpointing_recomputes_the_same_gradients_with_the_same_dropout(archi
         assert torch.equal(plain, recomputed)
 
 
-@both
+@each
 def test_checkpointing_keeps_fewer_tensors(architecture: str) -> None:
     kept = []
     for recompute in (False, True):
@@ -140,7 +148,7 @@ def test_checkpointing_keeps_fewer_tensors(architecture: str) -> None:
     assert kept[1] < kept[0] / 3, kept
 
 
-@both
+@each
 def test_dropout_acts_in_training_only_and_not_at_rate_0(architecture: str) -> None:
     model = make(architecture, dropout=0.5)
     x = tokens(1, 8)
@@ -152,7 +160,7 @@ def test_dropout_acts_in_training_only_and_not_at_rate_0(architecture: str) -> N
     assert torch.equal(torch.get_rng_state(), state)  # nothing was drawn
 
 
-@both
+@each
 @pytest.mark.parametrize("packed", [False, True])
 def test_bf16_autocast_is_close_to_fp32(architecture: str, packed: bool) -> None:
     model = build_model(SECTIONS[architecture], VOCAB, seed=3)
@@ -166,7 +174,7 @@ def test_bf16_autocast_is_close_to_fp32(architecture: str, packed: bool) -> None
     assert 0 < error < 0.02, error
 
 
-@both
+@each
 def test_decoding_under_autocast(architecture: str) -> None:
     model = build_model(SECTIONS[architecture], VOCAB, seed=3).eval()
     tokens_BT = tokens(2, 20)
@@ -199,7 +207,7 @@ def test_attention_in_blocks_equals_pytorchs(length: int, packed: bool) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
-@both
+@each
 def test_fresh_weights_depend_on_the_seed_alone(architecture: str) -> None:
     section = SECTIONS[architecture]
     torch.manual_seed(0)
@@ -212,7 +220,7 @@ def test_fresh_weights_depend_on_the_seed_alone(architecture: str) -> None:
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-@both
+@each
 def test_scale_of_fresh_weights(architecture: str) -> None:
     section = SECTIONS[architecture].model_copy(update={"hidden_size": 128, "num_layers": 8})
     for name, parameter in build_model(section, 500, seed=0).named_parameters():
@@ -223,7 +231,7 @@ def test_scale_of_fresh_weights(architecture: str) -> None:
             assert parameter.unique().tolist() == [0.0 if name.endswith("bias") else 1.0], name
 
 
-@both
+@each
 def test_a_fresh_model_predicts_nearly_uniformly(architecture: str) -> None:
     model = build_model(SECTIONS[architecture], VOCAB, seed=0)
     logits_BTV = model.head(model.hidden(tokens(4, 32)))
