@@ -12,14 +12,16 @@ from lmloop.data.catalog import built_in
 from lmloop.data.files import Files
 from lmloop.data.frozen import FrozenPart, HeldOut, StreamRest
 from lmloop.data.hub import HubStream
+from lmloop.data.pdf import open_pdfs
+from lmloop.data.pins import Pins
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.shuffle import Shuffled
 from lmloop.data.source import Notify, Source, SourceError, one_line
 from lmloop.data.split import PositionPart, split
 from lmloop.preset.schema import DataSection
-from lmloop.preset.sources import FilesSource, HubSource
+from lmloop.preset.sources import FilesSource, HubSource, PdfSource
 
-SOURCES: dict[str, Callable[[str, Any, Quarantine, Notify], Source]] = {"files": Files, "hub": HubStream}
+SOURCES: dict[str, Callable[[str, Any, Quarantine, Notify], Source]] = {"files": Files, "hub": HubStream, "pdf": open_pdfs}
 """What can stand as a source's `type`."""
 
 CHARACTERS_PER_TOKEN = 4
@@ -40,13 +42,13 @@ class Corpus:
     notices: list[str] = field(default_factory=list)
 
 
-def source_names(sources: Sequence[FilesSource | HubSource | str]) -> list[str]:
+def source_names(sources: Sequence[FilesSource | HubSource | PdfSource | str]) -> list[str]:
     """The name of each source: a built-in name, a path or a data set; numbered where several would have the same."""
     names: list[str] = []
     for source in sources:
         if isinstance(source, str):
             name = source
-        elif isinstance(source, FilesSource):
+        elif isinstance(source, FilesSource | PdfSource):
             name = source.path
         else:
             name = source.dataset if source.subset is None else f"{source.dataset}/{source.subset}"
@@ -80,11 +82,12 @@ def open_corpus(
     """
     if not section.sources:
         raise ValueError("data.sources is empty: name at least one source, for example 'python_stdlib'")
-    opening = _Opening(quarantine)
+    opening = _Opening(quarantine, Pins(run_dir))
     source_weights(section)  # names that do not exist are refused before anything is read
     candidates = opening.sources(section.sources)
     held_out = [] if section.validation is None else opening.live(opening.sources(section.validation), "data.validation")
     live = opening.live(candidates, "data.sources")
+    opening.keep_commits([*live, *held_out])
     shares = (section.split.validation if section.validation is None else 0.0, section.split.test)
     parts = _Parts(opening.notices, shares, seed if section.shuffle else None)
     streams = parts.freeze(candidates, live, eval_tokens, run_dir)
@@ -98,7 +101,7 @@ def open_held_out(section: DataSection, *, seed: int, run_dir: Path, quarantine:
 
     SourceError when nothing can be read; ValueError on a damaged file of held-out text.
     """
-    opening = _Opening(quarantine)
+    opening = _Opening(quarantine, Pins(run_dir))
     explicit = [] if section.validation is None else opening.live(opening.sources(section.validation), "data.validation")
     shares = (section.split.validation if section.validation is None else 0.0, section.split.test)
     parts = _Parts(opening.notices, shares, seed if section.shuffle else None)
@@ -120,21 +123,30 @@ def open_held_out(section: DataSection, *, seed: int, run_dir: Path, quarantine:
 class _Opening:
     """Makes sources, finds out which can be read, and gathers notices."""
 
-    def __init__(self, quarantine: Quarantine) -> None:
+    def __init__(self, quarantine: Quarantine, pins: Pins) -> None:
         self.notices: list[str] = []
         self._quarantine = quarantine
+        self._pins = pins
+        self._asked: dict[int, HubSource] = {}
 
     def notify(self, line: str) -> None:
         if line not in self.notices:
             self.notices.append(line)
 
-    def sources(self, sections: Sequence[FilesSource | HubSource | str]) -> list[Source]:
+    def sources(self, sections: Sequence[FilesSource | HubSource | PdfSource | str]) -> list[Source]:
         """All of them, none opened. ValueError on a name that is not known."""
         made: list[Source] = []
         for name, section in zip(source_names(sections), sections, strict=True):
-            resolved = built_in(section) if isinstance(section, str) else section
+            asked = built_in(section) if isinstance(section, str) else section
+            resolved = self._pins.pinned(asked) if isinstance(asked, HubSource) else asked
             made.append(SOURCES[resolved.type](name, resolved, self._quarantine, self.notify))
+            if isinstance(asked, HubSource):
+                self._asked[id(made[-1])] = asked
         return made
+
+    def keep_commits(self, live: Sequence[Source]) -> None:
+        """Pin what is read of the hub. OSError."""
+        self._pins.keep([(self._asked[id(s)], s.commit) for s in live if isinstance(s, HubStream)])
 
     def live(self, sources: list[Source], key: str) -> list[Source]:
         """Those that have a first document. SourceError when that is none."""
@@ -178,22 +190,22 @@ class _Parts:
             return
         if source.parents() is None:
             held = frozen_parts or HeldOut([], [])
-            ids = frozenset(document.id for document in [*held.validation, *held.test])
-            self.train.append(StreamRest(source, ids) if ids else source)
+            held_out = [*held.validation, *held.test]
+            self.train.append(StreamRest(source, held_out) if held_out else source)
             return
         order = (
-            Shuffled(source, self._seed, self._notices.append)
-            if self._seed is not None and isinstance(source, Files)
-            else source
+            Shuffled(source, self._seed, self._notify) if self._seed is not None and isinstance(source, Files) else source
         )
         parts = split(order, *self._shares, whole=source)
         if order is not source and isinstance(parts.train, PositionPart):
-            self._notices.append(
-                f"source '{source.name}' is one document, split by position: data.shuffle does not apply to it"
-            )
+            self._notify(f"source '{source.name}' is one document, split by position: data.shuffle does not apply to it")
         self.train.append(parts.train)
         self.validation += [parts.validation] if parts.validation else []
         self.test += [parts.test] if parts.test else []
+
+    def _notify(self, line: str) -> None:
+        if line not in self._notices:
+            self._notices.append(line)
 
     def _add_held_out(self, source: Source, held: HeldOut) -> None:
         if held.validation and self._shares[0]:

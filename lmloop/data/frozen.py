@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lmloop import durable
-from lmloop.data.document import Document, Position
-from lmloop.data.source import Source
+from lmloop.data.document import Document, Message, Pair, Position
+from lmloop.data.source import ShardedSource, Source, is_broken, why_broken
 from lmloop.data.split import parent_hash
 
 HEAD_SHARE = 0.25
@@ -18,6 +19,8 @@ means nothing where the whole is endless; a tenth of the head would make a start
 
 MAX_READ = 4.0
 """The head ends after this many times the text that HEAD_SHARE should have needed."""
+
+_KEPT = ("id", "parent", "text", "messages", "pair")
 
 
 class FrozenPart:
@@ -38,12 +41,25 @@ class FrozenPart:
 
 
 class StreamRest:
-    """A stream without what was held out of it."""
+    """A stream without what was held out of it: neither the same documents nor, where the parts of a stream number their
+    documents otherwise than the whole, the same texts."""
 
-    def __init__(self, stream: Source, held_out: frozenset[str]) -> None:
+    def __init__(self, stream: Source, held_out: Sequence[Document]) -> None:
         self.name = stream.name
         self._stream = stream
         self._held_out = held_out
+        self._ids = frozenset(document.id for document in held_out)
+        self._texts = frozenset(document.text for document in held_out)
+
+    @property
+    def broken(self) -> bool:
+        """The stream broke off."""
+        return is_broken(self._stream)
+
+    @property
+    def why(self) -> str:
+        """Why it did."""
+        return why_broken(self._stream)
 
     def parents(self) -> None:
         """A stream has no end to list."""
@@ -51,8 +67,17 @@ class StreamRest:
     def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
         """One pass over what trains."""
         for document, after in self._stream.read(position, epoch):
-            if document.id not in self._held_out:
+            if document.id not in self._ids and document.text not in self._texts:
                 yield document, after
+
+    def shard_count(self, limit: int) -> int:
+        """As many as the stream has."""
+        return self._stream.shard_count(limit) if isinstance(self._stream, ShardedSource) else 1
+
+    def shard(self, index: int, count: int) -> StreamRest:
+        """What trains of a part of the stream."""
+        assert isinstance(self._stream, ShardedSource), self.name
+        return StreamRest(self._stream.shard(index, count), self._held_out)
 
 
 @dataclass(frozen=True)
@@ -73,7 +98,7 @@ def head(stream: Source, validation_characters: int, test_characters: int) -> He
         part = int(parent_hash(document.id) / 2**64 / HEAD_SHARE)
         if part < 2 and have[part] < wanted[part]:
             have[part] += len(document.text)
-            parts[part].append(Document(document.id, document.parent, document.text, 0.0))
+            parts[part].append(replace(document, progress=0.0))
         enough = all(mine >= his for mine, his in zip(have, wanted, strict=True))
         if enough or read > max(wanted) * MAX_READ / HEAD_SHARE:
             break
@@ -81,10 +106,11 @@ def head(stream: Source, validation_characters: int, test_characters: int) -> He
 
 
 def save(path: Path, parts: dict[str, list[Document]]) -> None:
-    """Write the documents held out of each source, one JSON line each: {source, id, parent, text}. OSError."""
+    """Write the documents held out of each source, one JSON line each: {source, id, parent, text} and, of a conversation or
+    a pair, {messages} or {pair}. OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (
-        {"source": name, "id": document.id, "parent": document.parent, "text": document.text}
+        {"source": name, **{key: value for key, value in asdict(document).items() if key in _KEPT and value is not None}}
         for name, documents in parts.items()
         for document in documents or [Document("", "", "", 0.0)]
     )
@@ -105,7 +131,17 @@ def load(path: Path) -> dict[str, list[Document]]:
                 row = json.loads(line)
                 documents = parts.setdefault(row["source"], [])
                 if row["id"]:
-                    documents.append(Document(row["id"], row["parent"], row["text"], 0.0))
+                    messages = _messages(row["messages"]) if "messages" in row else None
+                    pair = _pair(row["pair"]) if "pair" in row else None
+                    documents.append(Document(row["id"], row["parent"], row["text"], 0.0, messages, pair))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is damaged: restore it, or choose another output_dir to start anew") from None
     return parts
+
+
+def _messages(rows: list[dict[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(**row) for row in rows)
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    return Pair(_messages(row["prompt"]), _messages(row["chosen"]), _messages(row["rejected"]), row["margin"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from lmloop.data.document import Document, Position
@@ -35,7 +35,7 @@ class Source(Protocol):
         """
         ...
 
-    def parents(self) -> list[str] | None:
+    def parents(self) -> Sequence[str] | None:
         """Ids of all parents of a finite source, in order; None for a stream. Reads as little as it can."""
         ...
 
@@ -49,7 +49,50 @@ class SelectiveSource(Source, Protocol):
         ...
 
 
+@runtime_checkable
+class ShardedSource(Source, Protocol):
+    """A source that can be read in parts, each by itself and without reading the rest."""
+
+    def shard_count(self, limit: int) -> int:
+        """How many parts there can be, 1 to `limit`: a function of the data alone. SourceError."""
+        ...
+
+    def shard(self, index: int, count: int) -> Source:
+        """Part `index` of `count`, which is at most what `shard_count` says. Its name is that of the whole; ids of documents
+        are unique over all parts, and the first part numbers its documents as the whole does."""
+        ...
+
+
+@runtime_checkable
+class BreakableSource(Source, Protocol):
+    """A source that may break off in the middle of a pass, as streams do, and says so.
+
+    broken: it broke off and gives nothing more in this process. Its reading then ends as at the end of a pass, but its last
+    position is where another process can go on. `why`, where there is such an attribute, says in one line what happened.
+    """
+
+    @property
+    def broken(self) -> bool:
+        """See above."""
+        ...
+
+
+def is_broken(source: Source) -> bool:
+    """Whether a source broke off."""
+    return isinstance(source, BreakableSource) and source.broken
+
+
+def why_broken(source: Source) -> str:
+    """Why a source broke off; "" where it does not say."""
+    return getattr(source, "why", "")
+
+
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """An error's message on one line of at most `limit` characters; its kind where it has no message."""
+    """An error's message on one line of at most `limit` characters; its kind where it has no message.
+
+    What a terminal would obey rather than show (names of files and fields can hold anything) is written as `\\x1b`.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lmloop.data.document import Document, Position
+from lmloop.data.parents import WantedIds
 from lmloop.data.source import Keep, SelectiveSource, Source
 
 NEAR_CHARACTERS = 200
@@ -52,8 +55,8 @@ def split(source: Source, validation: float, test: float, *, whole: Source | Non
     if len(parents) == 1:
         return _cut(whole, parents[0], validation, test)
     validating, testing = share_counts(len(parents), validation, test)
-    hashes = sorted(parent_hash(parent) for parent in parents)
-    low, high = hashes[validating], hashes[validating + testing]
+    hashes = np.sort(np.fromiter(map(parent_hash, parents), dtype=np.uint64, count=len(parents)))
+    low, high = int(hashes[validating]), int(hashes[validating + testing])
 
     def part(base: Source, first: int, beyond: int) -> Source:
         return HashPart(base, lambda parent: first <= parent_hash(parent) < beyond)
@@ -73,16 +76,24 @@ class HashPart:
         self._source = source
         self._keep = keep
 
-    def parents(self) -> list[str] | None:
+    def parents(self) -> Sequence[str] | None:
         """The wanted parents."""
         parents = self._source.parents()
-        return None if parents is None else [parent for parent in parents if self._keep(parent)]
+        return None if parents is None else WantedIds(parents, self._keep)
 
     def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
         """One pass over the wanted documents, in the order of the source."""
+        return self._read(self._keep, position, epoch)
+
+    def read_where(self, keep: Keep, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
+        """One pass over those of them whose parents `keep` wants too; it is asked first."""
+        own = self._keep
+        return self._read(lambda parent: keep(parent) and own(parent), position, epoch)
+
+    def _read(self, keep: Keep, position: Position, epoch: int) -> Iterator[tuple[Document, Position]]:
         if isinstance(self._source, SelectiveSource):
-            return self._source.read_where(self._keep, position, epoch)
-        return ((document, after) for document, after in self._source.read(position, epoch) if self._keep(document.parent))
+            return self._source.read_where(keep, position, epoch)
+        return ((document, after) for document, after in self._source.read(position, epoch) if keep(document.parent))
 
 
 class PositionPart:
@@ -123,7 +134,9 @@ class PositionPart:
 
 
 def _cut(source: Source, parent: str, validation: float, test: float) -> Split:
-    """Train, then validation, then test, in the order of the text."""
+    """Train, then validation, then test, in the order of the text. A conversation or pair cannot be cut: it trains."""
+    if any(document.messages or document.pair for document, _ in source.read({})):
+        return Split(source, None, None)
     total = sum(len(document.text) for document, _ in source.read({}))
     wanted = [round(total * (1.0 - validation - test)), round(total * (1.0 - test))]
     first, second = (_line_break(source, at, total) for at in wanted)

@@ -63,18 +63,33 @@ class RowBlock:
             documents=self.documents_B[index],
         )
 
+    def pick(self, rows: np.ndarray) -> RowBlock:
+        """Some of the rows, by index; the block itself where these are all."""
+        if len(rows) == len(self):
+            return self
+        return RowBlock(
+            tokens_BT=self.tokens_BT[rows],
+            targets_BT=self.targets_BT[rows],
+            weights_BT=self.weights_BT[rows],
+            segments_BT=self.segments_BT[rows],
+            source_B=self.source_B[rows],
+            documents_B=[self.documents_B[index] for index in rows.tolist()],
+        )
+
     @staticmethod
-    def merge(parts: Sequence[tuple[np.ndarray, RowBlock]]) -> RowBlock:
-        """One block of several, each with the places where its rows go; together the places are 0 to the number of rows."""
-        if len(parts) == 1:
-            return parts[0][1]
-        places = np.concatenate([place for place, _ in parts])
-        order = np.argsort(places)
+    def merge(parts: Sequence[tuple[np.ndarray, RowBlock]]) -> RowBlock | None:
+        """The rows of several blocks in the order of the places that come with them; None where there are none."""
+        if len(parts) <= 1:
+            return parts[0][1] if parts else None
+        order = np.argsort(np.concatenate([places for places, _ in parts]))
+        target = np.empty_like(order)
+        target[order] = np.arange(len(order))
+        bounds = np.cumsum([0, *(len(places) for places, _ in parts)]).tolist()
 
         def put(arrays: list[np.ndarray]) -> np.ndarray:
-            merged = np.empty((len(places), *arrays[0].shape[1:]), arrays[0].dtype)
-            for (place, _), array in zip(parts, arrays, strict=True):
-                merged[place] = array
+            merged = np.empty((len(target), *arrays[0].shape[1:]), arrays[0].dtype)
+            for start, stop, array in zip(bounds, bounds[1:], arrays, strict=False):
+                merged[target[start:stop]] = array
             return merged
 
         documents = [names for _, block in parts for names in block.documents_B]
@@ -130,6 +145,18 @@ class Batch:
             segments_BT=torch.from_numpy(segments_BT) if segments_BT.any() else None,
             source_B=torch.from_numpy(block.source_B[start:stop]),
             documents_B=tuple(block.documents_B[start:stop]),
+        )
+
+    @staticmethod
+    def without_weight(length: int, pad_id: int) -> Batch:
+        """One row of padding, of which nothing is trained: for a rank that has no row where others have."""
+        return Batch(
+            tokens_BT=torch.full((1, length), pad_id),
+            targets_BT=torch.full((1, length), pad_id),
+            weights_BT=torch.zeros(1, length),
+            segments_BT=None,
+            source_B=torch.zeros(1, dtype=torch.int64),
+            documents_B=((),),
         )
 
     def to(self, device: torch.device) -> Batch:

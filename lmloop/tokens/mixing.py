@@ -10,7 +10,7 @@ from lmloop.data.corpus import source_names, source_weights
 from lmloop.preset.schema import DataSection
 
 
-def interleave(taken: Sequence[int], weights: Sequence[float], count: int) -> np.ndarray:
+def interleave(taken: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
     """Which source each of the next `count` rows comes from: indices, int64 [count].
 
     Stride scheduling (Waldspurger and Weihl 1995): row k of source i is due at time (k + 1/2) / weight_i, rows go in the
@@ -18,6 +18,8 @@ def interleave(taken: Sequence[int], weights: Sequence[float], count: int) -> np
     one row at any moment, and equal weights are plain turns. `taken` is how many rows of each are gone already; where a
     step ends makes no difference to the order.
     """
+    if len(weights) == 1:
+        return np.zeros(count, np.int64)
     weights_S = np.asarray(weights, np.float64)
     taken_S = np.asarray(taken, np.float64)
     # By this time at least `count` rows are due, however the taken ones are spread.

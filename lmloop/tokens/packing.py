@@ -17,6 +17,7 @@ import numpy as np
 
 from lmloop.data.document import Document, Position
 from lmloop.data.source import Source
+from lmloop.data.waiting import while_waiting
 from lmloop.tokens.batch import Row, RowBlock
 from lmloop.tokens.encoding import Encoder, Key
 from lmloop.tokens.tokenizer import PIECE_CHARACTERS, Tokenizer
@@ -181,7 +182,8 @@ class Lane:
         try:
             while self._buffered < pairs:
                 self._check()
-                self._read_ahead()
+                with while_waiting(self._check):
+                    self._read_ahead()
                 if not self._tasks:
                     return
                 task = self._tasks.popleft()

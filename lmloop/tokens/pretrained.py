@@ -108,12 +108,19 @@ def _backend(text: str) -> Backend:
 def _converted(path: str, revision: str | None) -> Backend:
     """The tokenizer of a folder without tokenizer.json (older SentencePiece models), converted by transformers."""
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its advice is for those who call the library
     try:
         # Without code from the repository, which is what trust_remote_code would run.
         converted = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=False)
-    except (ImportError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"there is no tokenizer.json, and the rest cannot be converted: {error}") from None
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of many kinds: what damaged files lead to
+        raise ValueError(f"there is no tokenizer.json, and the rest cannot be converted: {one_line(error)}") from None
+    finally:
+        logging.set_verbosity(level)
     if not getattr(converted, "is_fast", False):
         raise ValueError("there is no tokenizer.json, and the rest cannot be converted")
     return Backend.from_str(converted.backend_tokenizer.to_str())

@@ -1,205 +1,135 @@
-"""Steps: rows of all sources, mixed, as the micro-batches of one update."""
+"""Steps: the rows that one rank trains in one update, as micro-batches."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from lmloop.data.source import Source, SourceError
+from lmloop.data.source import Source
 from lmloop.preset.schema import DataSection
 from lmloop.tokens.batch import Batch, RowBlock
+from lmloop.tokens.dealing import deal
 from lmloop.tokens.encoding import Encoder
-from lmloop.tokens.mixing import interleave, lane_weights
-from lmloop.tokens.packing import Lane
+from lmloop.tokens.epochs import Epochs
+from lmloop.tokens.lanes import Key, Lanes, Rows
+from lmloop.tokens.mixing import lane_weights
+from lmloop.tokens.rounds import Rounds
 
 
 @dataclass(frozen=True)
 class Step:
-    """The micro-batches of an update and the state after them; no batches at the end of an epoch."""
+    """The micro-batches of an update and the state after them; no batches at the end of an epoch.
+
+    ballot: see Rounds. faults: why sources cannot be read any more. plan: a checksum of what all ranks plan alike. shared:
+    checksums of what was read of each lane that all ranks work. Both are made only where there are several ranks.
+    """
 
     batches: list[Batch]
     state: dict[str, Any]
     epoch: int
     progress: float
+    ballot: list[int] = field(default_factory=list)
+    faults: Sequence[str] = ()
+    plan: int = 0
+    shared: dict[Key, int] = field(default_factory=dict)
 
 
 class StepBuilder:
-    """Builds one step after another from lanes.
+    """Builds one step after another.
 
-    Three kinds of epochs. `sequential`: one source after the other, each read as often as its weight says. With `loop`, a
-    source that ends begins again at once, and the epoch is that of the source that is furthest behind. Without, a source
-    that ends drops out until all have ended. A step never holds rows of two epochs of the first and last kind.
+    `tokens_per_step` is what a step holds over all ranks, `micro_batch_tokens` what one rank takes at a time. The rows of a
+    step and their order are the same for any number of ranks, the number of micro-batches is the same on each of them; a
+    micro-batch without a row of its own has one without weight.
     """
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        parts: Sequence[Sequence[Source]],
         encoder: Encoder,
         section: DataSection,
         *,
         micro_batch_tokens: int,
-        accumulation_steps: int,
-        loop: bool,
+        tokens_per_step: int,
+        endless: bool,
+        rank: int,
+        world: int,
+        state: dict[str, Any],
         notices: list[str],
         check: Callable[[], None],
     ) -> None:
-        """`notices` gets a line for each source without documents; `check` is called while reading and may raise."""
-        self._lanes = [
-            Lane(
-                source,
-                encoder.tokenizer,
-                index=index,
-                min_text_length=section.min_text_length,
-                encoder=encoder,
-                check=check,
-            )
-            for index, source in enumerate(sources)
+        """`parts`: the sources as they are cut. `endless`: a source that ends begins again. `state`: `{}` is the start.
+
+        `notices` gets a line for each source without documents; `check` is called while reading and may raise.
+        """
+        self._lanes = lanes = Lanes(parts, encoder, section, rank=rank, world=world, check=check)
+        weights = lane_weights(section, lanes.names)
+        self._left_out: dict[str, dict[str, int]] = state.get("left_out", {}) if endless else {}
+        reasons = {key: self._left_out.get(lanes.names[key[0]], {}).get(str(key[1]), 0) for key in lanes.keys}
+        left_out = {key: reason for key, reason in reasons.items() if reason}
+        self._signature = [
+            endless,
+            section.mix_strategy,
+            lanes.names,
+            weights,
+            lanes.counts,
+            [list(key) for key in left_out],
         ]
-        names = [lane.name for lane in self._lanes]
-        self._weights = lane_weights(section, names)
-        self._sequential = section.mix_strategy == "sequential"
-        self._readings = [int(weight) if self._sequential else 1 for weight in self._weights]
-        self._loops = loop and not self._sequential
-        self._signature = [section.mix_strategy, names, self._weights]
+        lanes.load_state_dict(state.get("lanes", {}))
+        self._mix = (
+            Rounds(lanes, weights, left_out)
+            if endless
+            else Epochs(lanes, weights, sequential=section.mix_strategy == "sequential", notices=notices)
+        )
+        self._mix.load_state_dict(state.get("mix", {}), same=state.get("signature") == self._signature)
+        self._pad_id = encoder.tokenizer.pad_id
         self._micro_batch_tokens = micro_batch_tokens
-        self._accumulation_steps = accumulation_steps
-        self._notices = notices
-        self.load_state_dict({})
+        self._tokens_per_step = tokens_per_step
+        self._rank = rank
+        self._world = world
 
     def next_step(self, length: int) -> Step:
         """The next step of rows of `length` tokens."""
-        rows = max(self._micro_batch_tokens // length, 1)
-        block = self._rows(length, rows * self._accumulation_steps)
-        if block is None:
-            self._end_epoch()
-            return self._step([])
-        return self._step([Batch.from_block(block, at, at + rows) for at in range(0, len(block), rows)])
+        rows = self._mix.take(length, max(self._tokens_per_step // length, 1))
+        batches = self._batches(rows, length) if rows else []
+        epoch, progress = self._mix.place()
+        step = Step(batches, self.state_dict(), epoch, progress, self._mix.ballot(), self._mix.faults)
+        return step if self._world == 1 or rows is None else replace(step, **self._checksums(rows))
 
-    def _step(self, batches: list[Batch]) -> Step:
-        epoch, progress = self._place()
-        return Step(batches, self.state_dict(), epoch, progress)
+    def _batches(self, rows: Rows, length: int) -> list[Batch]:
+        """This rank's rows in as many micro-batches as the rank with the most rows needs."""
+        rank_N = deal(rows.slot_N, self._mix.slots, self._world)
+        at_most = max(self._micro_batch_tokens // length, 1)
+        count = -(-int(np.bincount(rank_N).max()) // at_most)
+        mine = [(part.places, part.block, np.flatnonzero(rank_N[part.places] == self._rank)) for part in rows.parts]
+        block = RowBlock.merge([(places[own], whole.pick(own)) for places, whole, own in mine if len(own)])
+        bounds = [len(block) * index // count for index in range(count + 1)] if block else [0] * (count + 1)
+        return [
+            Batch.from_block(block, start, stop) if block and stop > start else Batch.without_weight(length, self._pad_id)
+            for start, stop in pairwise(bounds)
+        ]
 
-    # ---- rows ----
-
-    def _rows(self, length: int, count: int) -> RowBlock | None:
-        """The next `count` rows, fewer at the end of an epoch, None when it is over."""
-        parts: list[tuple[np.ndarray, RowBlock]] = []
-        have = 0
-        while have < count:
-            active = self._active()
-            if not active:
-                break
-            if self._sequential:
-                order = np.full(count - have, active[0])
-            else:
-                picks = interleave([self._taken[i] for i in active], [self._weights[i] for i in active], count - have)
-                order = np.asarray(active)[picks]
-            order, ending = self._servable(order, length)
-            for index in np.unique(order).tolist():
-                places = np.flatnonzero(order == index) + have
-                block = self._lanes[index].take_rows(length, len(places))
-                assert block is not None, (self._lanes[index].name, len(places))
-                assert len(block) == len(places), (self._lanes[index].name, len(block), len(places))
-                parts.append((places, block))
-                self._taken[index] += len(places)
-            have += len(order)
-            if ending is not None:
-                self._end_pass(ending, length)
-        return RowBlock.merge(parts) if parts else None
-
-    def _active(self) -> list[int]:
-        """Lanes whose rows are wanted now; under `sequential` the first of them has its turn."""
-        if self._loops:
-            return [i for i, lane in enumerate(self._lanes) if not lane.was_empty]
-        return [i for i, passes in enumerate(self._passes) if passes < self._readings[i]]
-
-    def _servable(self, order: np.ndarray, length: int) -> tuple[np.ndarray, int | None]:
-        """The head of `order` for which there are rows, and the lane whose pass is over just then, if one is."""
-        end, ending = len(order), None
-        for index in np.unique(order).tolist():
-            places = np.flatnonzero(order == index)
-            rows = self._lanes[index].available(length, len(places))
-            if rows < len(places) and places[rows] < end:
-                end, ending = int(places[rows]), index
-        return order[:end], ending
-
-    def _end_pass(self, index: int, length: int) -> None:
-        lane = self._lanes[index]
-        rest = lane.take_rows(length, 1)
-        assert rest is None, (lane.name, len(rest or ()))
-        self._passes[index] += 1
-        if lane.was_empty:
-            why = " that is long enough for data.min_text_length" if lane.skipped else ""
-            notice = f"source '{lane.name}' gave no document{why}: training goes on without it"
-            if all(other.was_empty for other in self._lanes):
-                names = ", ".join(f"'{other.name}'" for other in self._lanes)
-                raise SourceError(f"no source ({names}) gives a document{why}: correct data.sources")
-            if notice not in self._notices:
-                self._notices.append(notice)
-
-    def _end_epoch(self) -> None:
-        self._epoch += 1
-        self._passes = [0] * len(self._lanes)
-        self._taken = [0] * len(self._lanes)
-        self._reached = 0.0
-
-    # ---- how far ----
-
-    def _place(self) -> tuple[int, float]:
-        """Epochs that are over, and the share of the current one that is done."""
-        if self._loops:
-            return min((lane.epoch, lane.progress) for lane in self._lanes if not lane.was_empty)
-        # Estimates of a source's size change while it is read; what was once reported as done stays done.
-        self._reached = max(self._reached, min(self._share_done(), 1.0))
-        return self._epoch, self._reached
-
-    def _share_done(self) -> float:
-        """By pairs, where the sizes of all sources are known from an earlier pass or can be told from this one.
-
-        Else each reading counts alike under `sequential`, and in the other mixes it is 0: too early to tell.
-        """
-        done, sizes = [], []
-        for lane, passes, readings in zip(self._lanes, self._passes, self._readings, strict=True):
-            over = passes >= readings
-            done.append((passes + (0.0 if over else lane.progress)) / readings)
-            size = lane.total_pairs
-            if size is None and not self._sequential and lane.progress > 0:
-                size = lane.pairs / lane.progress
-            sizes.append(size)
-        if None in sizes:
-            if not self._sequential:
-                return 0.0
-            sizes = [1.0] * len(sizes)
-        whole = [size * readings for size, readings in zip(sizes, self._readings, strict=True)]
-        return sum(share * size for share, size in zip(done, whole, strict=True)) / max(sum(whole), 1.0)
-
-    # ---- state ----
+    def _checksums(self, rows: Rows) -> dict[str, Any]:
+        plan = zlib.crc32(repr(self._signature).encode())
+        for array in (rows.slot_N, rows.source_N):
+            plan = zlib.crc32(array.tobytes(), plan)
+        shared: dict[Key, int] = {}
+        for part in rows.parts:
+            if part.key in self._lanes.shared:
+                names = "\n".join(name for documents in part.block.documents_B for name in documents)
+                before = zlib.crc32(names.encode(), shared.get(part.key, 0))
+                shared[part.key] = zlib.crc32(part.block.tokens_BT.tobytes(), before)
+        return {"plan": plan, "shared": shared}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next step begins; positions are the sources' own objects."""
         return {
-            "epoch": self._epoch,
-            "reached": self._reached,
             "signature": self._signature,
-            "lanes": {
-                lane.name: {**lane.state_dict(), "taken": taken, "passes": passes}
-                for lane, taken, passes in zip(self._lanes, self._taken, self._passes, strict=True)
-            },
+            "mix": self._mix.state_dict(),
+            "left_out": self._left_out,
+            "lanes": self._lanes.state_dict(),
         }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; `{}` is the start.
-
-        With other sources or another mix, each source that was there goes on from its place and the turns begin anew.
-        """
-        self._epoch: int = state.get("epoch", 0)
-        self._reached: float = state.get("reached", 0.0)
-        saved = [state.get("lanes", {}).get(lane.name, {}) for lane in self._lanes]
-        same = state.get("signature") == self._signature
-        self._taken: list[int] = [entry.get("taken", 0) if same else 0 for entry in saved]
-        self._passes: list[int] = [entry.get("passes", 0) for entry in saved]
-        for lane, entry in zip(self._lanes, saved, strict=True):
-            lane.load_state_dict(entry)

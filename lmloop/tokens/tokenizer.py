@@ -112,6 +112,31 @@ class Tokenizer:
         """The text of token ids; control tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
 
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
+        """The tokens that no text becomes and `decode` leaves out, by id, with the name each goes by."""
+        return {index: token.content for index, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    @property
+    def backend(self) -> Backend:
+        """The library's tokenizer, for what needs more than ids. It is shared: not to be changed."""
+        return self._backend
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The control tokens that have a part to play: `bos_token`, `eos_token` and so on, each with its text."""
+        return {key: text for key, text in self._config.items() if key.endswith("_token") and isinstance(text, str)}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own chat template, in Jinja: where it has several, the one for ordinary conversations."""
+        template = self._config.get("chat_template")
+        if isinstance(template, list):  # as older folders write several
+            template = {entry["name"]: entry["template"] for entry in template if {"name", "template"} <= set(entry)}
+        if isinstance(template, dict):
+            template = template.get("default")
+        return template if isinstance(template, str) else None
+
     # ---- keeping ----
 
     def to_json(self) -> str:

@@ -55,7 +55,7 @@ def test_an_unlucky_head_ends() -> None:
 def test_the_rest_has_everything_else(every_resume) -> None:
     held = head(Endless(), 1000, 0)
     out = frozenset(d.id for d in held.validation)
-    rest = every_resume(StreamRest(Endless(100), out))
+    rest = every_resume(StreamRest(Endless(100), held.validation))
     assert set(rest) | out == {f"s#{n}" for n in range(100)} | out
     assert not set(rest) & out
 

@@ -21,11 +21,29 @@ def block(source: int, rows: int, segments: list[int]) -> RowBlock:
 
 def test_merge_puts_rows_in_their_places() -> None:
     merged = RowBlock.merge([(np.array([0, 3]), block(0, 2, [0, 0])), (np.array([1, 2]), block(1, 2, [0, 1]))])
+    assert merged is not None
     assert merged.source_B.tolist() == [0, 1, 1, 0]
     assert merged.tokens_BT[:, 0].tolist() == [0, 100, 102, 2]
     assert merged.targets_BT[:, 1].tolist() == [2, 102, 104, 4]
     assert merged.segments_BT[:, 1].tolist() == [0, 1, 1, 0]
     assert merged.documents_B == [("0:0",), ("1:0",), ("1:1",), ("0:1",)]
+
+
+def test_picked_rows_of_several_blocks_keep_the_order_of_their_places() -> None:
+    parts = [(np.array([1, 4, 9]), block(0, 3, [0, 0])), (np.array([2, 7]), block(1, 2, [0, 0]))]
+    picked = [(places[1:], rows.pick(np.arange(1, len(rows)))) for places, rows in parts]
+    merged = RowBlock.merge(picked)
+    assert merged is not None
+    assert merged.documents_B == [("0:1",), ("1:1",), ("0:2",)]
+    assert merged.tokens_BT[:, 0].tolist() == [2, 102, 4]
+    assert RowBlock.merge([]) is None
+
+
+def test_a_row_without_weight_trains_nothing() -> None:
+    batch = Batch.without_weight(4, 7)
+    assert batch.tokens_BT.tolist() == batch.targets_BT.tolist() == [[7] * 4]
+    assert (batch.trained_tokens, batch.documents_B) == (0, ((),))
+    assert (batch.tokens_BT.dtype, batch.source_B.dtype) == (torch.int64, torch.int64)
 
 
 def test_from_block_equals_from_rows() -> None:
