@@ -5,13 +5,16 @@ PYTHON ?= $(shell command -v python3.11 >/dev/null 2>&1 && python3.11 -c '' 2>/d
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test check bench torture env docs clean
+.PHONY: train test test-exports check bench torture env docs clean
 
 train: env          ## choose a preset and train it
 	@$(BIN)/python main.py
 
 test: env           ## all tests but the long ones
 	@$(BIN)/python -m pytest -n auto
+
+test-exports: .venv.exports/.ready .venv.transformers4/.ready  ## exports read by llama.cpp, mlx-lm, transformers 4
+	@.venv.exports/bin/python -m pytest -m exports tests/export
 
 check: env          ## lint, types, import contracts, stale docs
 	$(BIN)/ruff check .
@@ -40,5 +43,17 @@ $(READY): requirements.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
+.venv.exports/.ready: requirements.txt requirements-exports.txt
+	@echo "Setting up .venv.exports (once; llama.cpp is compiled, which takes minutes) ..."
+	@$(PYTHON) -m venv .venv.exports
+	@.venv.exports/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-exports.txt
+	@touch $@
+
+.venv.transformers4/.ready: requirements-transformers4.txt
+	@echo "Setting up .venv.transformers4 (once) ..."
+	@$(PYTHON) -m venv .venv.transformers4
+	@.venv.transformers4/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-transformers4.txt
+	@touch $@
+
 clean:              ## remove the environment and the caches
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv.exports .venv.transformers4 .pytest_cache .ruff_cache .hypothesis build *.egg-info

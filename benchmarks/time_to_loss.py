@@ -1,6 +1,6 @@
-"""`python -m benchmarks.time_to_loss --nanogpt PATH`: how long until characters are predicted as well as nanoGPT predicts them.
+"""`python -m benchmarks.time_to_loss --nanogpt PATH --text FILE`: how soon characters are predicted as well as nanoGPT does.
 
-nanoGPT trains by its README's recipe for a CPU; `configs/tiny_fast.yaml` trains by the ordinary loop. Each run is one process,
+nanoGPT trains by its README's recipe for a CPU; `configs/tiny_fast.yaml` trains by the ordinary loop. Each run is a process,
 timed from start to end, with evaluation outside the clock on both sides: nanoGPT evaluates one batch twice, ours writes its
 last weights and is evaluated afterwards. Both are then measured on the whole last tenth of the text, in rows of 64.
 """
@@ -29,10 +29,22 @@ from lmloop.hardware import this_machine
 from lmloop.preset.reading import presets_folder
 
 BLOCK = 64
-NANOGPT = (
-    "--device=cpu --compile=False --eval_iters=1 --eval_interval=2000 --always_save_checkpoint=True --log_interval=500 "
-    "--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
-).split()
+NANOGPT = [
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=1",
+    "--eval_interval=2000",
+    "--always_save_checkpoint=True",
+    "--log_interval=500",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+]
 """The README's line, but for how often it evaluates and prints."""
 
 SCORE = """

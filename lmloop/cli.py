@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from lmloop.durable import in_words, json_line
 
-Answer = tuple[dict[str, Any], int]
-"""What a verb prints under --json, and its exit status."""
+Answer = tuple[dict[str, Any] | None, int]
+"""What a verb prints under --json (None: nothing, another process of the run does), and its exit status."""
 
 
 class _UsageError(ValueError):
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(words)
         answer, status = options.verb(options)
-        if as_json:
+        if as_json and answer is not None:
             _print_json(answer)
         sys.stdout.flush()
         return status
@@ -85,6 +85,16 @@ def _parser() -> argparse.ArgumentParser:
     plan = verb("plan", _plan, "forecast memory, disk, speed and time of a preset on this machine")
     plan.add_argument("preset", metavar="PRESET", help="a preset's file, or the name of one in configs/")
 
+    check = verb("check-data", _check_data, "read a preset's data as training would, and say what is wrong with it")
+    check.add_argument("preset", metavar="PRESET", help="a preset's file, or the name of one in configs/")
+    check.add_argument(
+        "--limit", type=_positive, metavar="DOCUMENTS", help="of each source (default: all of it, 10,000 of a stream)"
+    )
+    check.add_argument("--samples", type=_seed, default=2, metavar="N", help="shown of each source (default 2; 0: none)")
+
+    datasets = verb("datasets", _datasets, "the data sets that a preset can name: size, licence, domain and fields")
+    datasets.add_argument("--kind", choices=("pretraining", "fine-tuning", "preferences"), help="only those of one kind")
+
     evaluate = verb("evaluate", _evaluate, "cross-entropy, perplexity and bits per byte on held-out text")
     run_argument(evaluate)
     evaluate.add_argument("--data", metavar="FILE", help="a file or folder to evaluate on, whole")
@@ -103,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     chat = verb("chat", _chat, "talk to a model")
     run_argument(chat)
     _sampling_arguments(chat)
+
+    export = verb("export", _export, "write a model as another program wants it, and check that it is the same model there")
+    run_argument(export)
+    export.add_argument("--format", required=True, choices=("hf", "gguf", "mlx"), help="a Hugging Face folder, GGUF, MLX")
+    export.add_argument("--out", required=True, metavar="DIR", help="a new folder, or one that holds an older export")
+    export.add_argument(
+        "--quantize", metavar="TYPE", help="type of the numbers: f32, bf16, f16, q8_0, ...; default: the model's own"
+    )
     return parser
 
 
@@ -144,10 +162,10 @@ def _sampling_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> Answer:
+    from lmloop.launch import train_chosen
     from lmloop.preset.reading import find_preset, load_preset
-    from lmloop.run import train
 
-    return train(load_preset(find_preset(options.preset)), json_mode=options.json)
+    return train_chosen(lambda: load_preset(find_preset(options.preset)), json_mode=options.json)
 
 
 def _plan(options: argparse.Namespace) -> Answer:
@@ -161,6 +179,31 @@ def _plan(options: argparse.Namespace) -> Answer:
     if not options.json:
         print_plan(plan)
     return plan.as_dict(), 0
+
+
+def _check_data(options: argparse.Namespace) -> Answer:
+    from lmloop.check.data import check_data
+    from lmloop.check.reading import Reading
+    from lmloop.check.show import show
+    from lmloop.preset.reading import find_preset, load_preset
+
+    loaded = load_preset(find_preset(options.preset))
+    with Reading() as reading:
+        findings = check_data(loaded, reading, limit=options.limit, samples=options.samples)
+    if not options.json:
+        show(findings)
+    return findings.as_dict(), 130 if findings.interrupted else 0 if findings.ok else 1
+
+
+def _datasets(options: argparse.Namespace) -> Answer:
+    from rich.console import Console
+
+    from lmloop.data.catalog import listed, table
+
+    entries = listed(options.kind)
+    if not options.json:
+        Console().print(table(entries))
+    return {"datasets": entries}, 0
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:
@@ -183,6 +226,15 @@ def _generate(options: argparse.Namespace) -> Answer:
         seed=options.seed,
         json_mode=options.json,
     ), 0
+
+
+def _export(options: argparse.Namespace) -> Answer:
+    from lmloop.export.export import export_run, lines_of
+
+    report = export_run(options.run, options.checkpoint, format=options.format, out=options.out, quantize=options.quantize)
+    if not options.json:
+        print("\n".join(lines_of(report)))
+    return report, 0
 
 
 def _chat(options: argparse.Namespace) -> Answer:

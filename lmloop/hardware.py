@@ -8,7 +8,7 @@ import os
 import platform
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,11 @@ class Machine:
     def torch_device(self) -> torch.device:
         """As PyTorch names it."""
         return torch.device(self.device)
+
+    def share(self, processes: int) -> Machine:
+        """What one of several processes on this machine may use; a GPU is a process's own."""
+        memory_bytes = self.memory_bytes if self.device == "cuda" else self.memory_bytes // processes
+        return replace(self, cores=max(self.cores // processes, 1), memory_bytes=memory_bytes)
 
     def describe(self) -> str:
         """One line for people."""
@@ -77,13 +82,30 @@ def _machine_memory_bytes() -> int:
     return total
 
 
+def claim_device(local_rank: int, local_world: int) -> None:
+    """Give each process on this machine a GPU of its own, where it has any; before anything else asks for the device.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes, or the GPU is one that cannot be shared.
+    """
+    if torch.cuda.is_available():
+        if torch.cuda.device_count() < local_world:
+            raise ValueError(
+                f"{local_world} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
+                f"start it with --nproc_per_node={torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(local_rank)
+    elif torch.backends.mps.is_available():
+        raise ValueError("several processes train on CUDA or on CPUs, not on Apple's GPU: start it without torchrun")
+
+
 @cache
 def this_machine() -> Machine:
-    """The best device here: CUDA, then Apple's GPU, then the CPU."""
+    """The best device here: CUDA (the one of this process), then Apple's GPU, then the CPU."""
     name, flags = _processor_flags()
     cores = _usable_cores()
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         return Machine(
             "cuda", properties.name, cores, properties.total_memory, torch.cuda.is_bf16_supported(including_emulation=False)
         )
@@ -108,8 +130,10 @@ def use_machine(machine: Machine, threads: int | None) -> None:
     """Set this process up for arithmetic on `machine`; `threads`: of the CPU, by default one for each core.
 
     What a training step frees, the next one takes again. glibc would give large blocks back to the kernel each time, and
-    the page faults of getting them anew took part of every step on a CPU: so freed memory is kept.
+    the page faults of getting them anew took part of every step on a CPU: so freed memory is kept, and taken in huge
+    pages, which PyTorch asks the kernel for where this variable says so before its first tensor.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     torch.set_num_threads(threads or machine.cores)
     torch.set_float32_matmul_precision("high")  # TF32 where the device has it
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):

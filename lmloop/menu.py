@@ -16,21 +16,11 @@ DEFAULT = "00_best_general"
 
 
 def main() -> int:
-    """Show the menu, train what is chosen; the exit status."""
-    console = Console()
-    folder = presets_folder()
-    listed = list_presets(folder)
-    if not listed:
-        console.print(f"no presets in {folder}/: put one there, or get the shipped ones back with `git checkout configs`")
-        return 2
+    """Show the menu, train what is chosen; the exit status. Of several processes one asks for all."""
     try:
-        _show(console, listed)
-        chosen = _choose(console, listed)
-        if isinstance(chosen, int):
-            return chosen
-        from lmloop.run import train
+        from lmloop.launch import train_chosen
 
-        return train(chosen)[1]
+        return train_chosen(_ask)[1]
     except ValueError as error:
         print(f"lmloop: {error}", file=sys.stderr)
         return 2
@@ -41,12 +31,25 @@ def main() -> int:
         return 130
 
 
+def _ask() -> LoadedPreset | int:
+    console = Console()
+    folder = presets_folder()
+    listed = list_presets(folder)
+    if not listed:
+        console.print(f"no presets in {folder}/: put one there, or get the shipped ones back with `git checkout configs`")
+        return 2
+    _show(console, listed)
+    return _choose(console, listed)
+
+
 def _show(console: Console, listed: list[tuple[Path, LoadedPreset | ValueError]]) -> None:
     from lmloop.plan import menu_forecasts
+    from lmloop.processes import find_place
 
     forecasts = menu_forecasts([entry for _, entry in listed if isinstance(entry, LoadedPreset)], console)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("", "preset", "what it trains", "on this machine"):
+    where = "on this machine" if find_place().world == 1 else "in one process here"
+    for column in ("", "preset", "what it trains", where):
         table.add_column(column)
     for number, (path, entry) in enumerate(listed, 1):
         if isinstance(entry, LoadedPreset):

@@ -27,9 +27,9 @@ from lmloop.preset.schema import Preset
 from lmloop.tokens.build import build_tokenizer
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training import figures
-from lmloop.training.loop import Trainee
 from lmloop.training.rehearsal import rehearse, too_large, worst_batch
 from lmloop.training.schedule import Schedule
+from lmloop.training.trainee import Trainee
 
 MENU_TOKENS = 2_048
 """Tokens of the batch that the menu measures with: a token takes nearly as long as in the full batch."""
@@ -39,6 +39,8 @@ MEASURED_AFTER_S = 60.0
 """Seconds of training after which a session's own speed replaces the probe's."""
 SAMPLE_CHARACTERS = 2_000_000
 """How much text is read to estimate the size of an epoch."""
+CHECKPOINTS = 5
+"""On the disk at the most: the current one, two before it, the best, and the one being written."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,10 @@ def print_plan(plan: Plan) -> None:
     Console().print(table)
 
 
-def require_room(preset: Preset, vocab_size: int, machine: Machine) -> None:
+def require_room(preset: Preset, vocab_size: int, machine: Machine, *, parts: int = 1) -> None:
     """Refuse what exceeds the machine's memory by weights, gradients, moments and what enters each block alone.
+
+    parts: in how many the first three are held, each by another process.
 
     Nothing of it is allocated for that. On a CPU no allocation fails:
     the kernel would end the process, and others with it, once the memory is touched.
@@ -129,10 +133,8 @@ def require_room(preset: Preset, vocab_size: int, machine: Machine) -> None:
     Raises:
         ValueError: it does not fit.
     """
-    with torch.device("meta"):
-        parameters = parameter_counts(build_model(preset.model, vocab_size, seed=0))["total"]
-    moments = {"adamw": 2, "muon": 1, "sgd": 1}[preset.train.optimizer]
-    needed = (2 + moments) * 4 * parameters  # fp32
+    parameters, stored = _stored(preset, vocab_size)
+    needed = (stored + 4 * parameters) // parts  # fp32
     has = figures.size(machine.memory_bytes)
     if needed > machine.memory_bytes:
         raise ValueError(
@@ -149,6 +151,19 @@ def require_room(preset: Preset, vocab_size: int, machine: Machine) -> None:
         )
 
 
+def checkpoint_bytes(preset: Preset, vocab_size: int) -> int:
+    """About what a run's folder takes, without building the model."""
+    return CHECKPOINTS * _stored(preset, vocab_size)[1]
+
+
+def _stored(preset: Preset, vocab_size: int) -> tuple[int, int]:
+    """Parameters, and the bytes of them and their moments in fp32: what a checkpoint holds."""
+    with torch.device("meta"):
+        parameters = parameter_counts(build_model(preset.model, vocab_size, seed=0))["total"]
+    moments = {"adamw": 2, "muon": 1, "sgd": 1}[preset.train.optimizer]
+    return parameters, (1 + moments) * 4 * parameters
+
+
 def _measure(
     preset: Preset, vocab_size: int, *, packed: bool, at_least_s: float, tokens: int, at_most_rows: int | None = None
 ) -> Plan:
@@ -160,7 +175,7 @@ def _measure(
     model.activation_checkpointing = train.activation_checkpointing
     optimizer = build_optimizer(model, train)
     objective = LanguageObjective()
-    rows = min(train.per_gpu_batch_size, at_most_rows or train.per_gpu_batch_size)
+    rows = min(train.per_gpu_batch_size, train.rows_per_step(), at_most_rows or train.per_gpu_batch_size)
     batch = worst_batch(rows, preset.model.seq_length, vocab_size, packed=packed)
     try:
         measured = rehearse(
@@ -170,7 +185,7 @@ def _measure(
             machine.torch_device,
             autocast=precision == "bf16",
             optimizer=optimizer,
-            accumulation_steps=train.accumulation_steps,
+            accumulation_steps=-(-train.rows_per_step() // train.per_gpu_batch_size),
             at_least_s=at_least_s,
         )
     except RuntimeError as error:
@@ -178,7 +193,6 @@ def _measure(
     counts = parameter_counts(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = _tensor_bytes(optimizer.state_dict())
-    checkpoint_bytes = weights + moments
     known = {"weights": weights, "gradients": weights, "optimizer": moments}
     return Plan(
         preset=preset.name,
@@ -188,7 +202,7 @@ def _measure(
         parameters_by_part=counts,
         memory_bytes=measured.memory_bytes,
         memory_by_part={**known, "activations and program": max(measured.memory_bytes - sum(known.values()), 0)},
-        disk_bytes=5 * checkpoint_bytes,  # current, two before it, the best, and the one being written
+        disk_bytes=CHECKPOINTS * (weights + moments),
         tokens_per_s=round(measured.tokens_per_s, 1),
         tokens=tokens,
         seconds=round(tokens / measured.tokens_per_s, 3),
@@ -231,7 +245,7 @@ def _tokenizer(preset: Preset, sources: list[Source] | None) -> Tokenizer | None
 
 def _run_tokens(preset: Preset, sources: list[Source] | None, tokenizer: Tokenizer | None) -> int:
     """Trained tokens of the run; 0 where that depends on data that was not opened."""
-    per_step = preset.train.per_gpu_batch_size * preset.train.accumulation_steps * preset.model.seq_length
+    per_step = preset.train.rows_per_step() * preset.model.seq_length
     schedule = Schedule(preset.train, seq_length=preset.model.seq_length, tokens_per_step=per_step)
     if schedule.unit == "tokens":
         return schedule.amount
@@ -264,7 +278,7 @@ def remember_speed(preset: Preset, session: dict[str, Any], run_dir: Path) -> No
     known = _read_cache().get(_cache_key(preset, machine))
     if known is None or trained_s < MEASURED_AFTER_S:
         return
-    with contextlib.suppress(OSError, ValueError, KeyError):  # the forecast is not worth an error
+    with contextlib.suppress(OSError, LookupError, ValueError, TypeError, RecursionError):  # it is not worth an error
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         speeds = sorted(
             line["tokens_per_s"] for line in lines if line["step"] > session["from_step"] and line["tokens_per_s"]
@@ -285,9 +299,14 @@ def _cache_key(preset: Preset, machine: Machine) -> str:
 def _read_cache() -> dict[str, dict[str, Any]]:
     try:
         cache = json.loads(_cache_path().read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return cache if isinstance(cache, dict) else {}
+    plans = cache if isinstance(cache, dict) else {}
+    return {key: plan for key, plan in plans.items() if isinstance(plan, dict) and _says_how_long(plan)}
+
+
+def _says_how_long(plan: dict[str, Any]) -> bool:
+    return all(type(plan.get(key)) in (int, float) and 0 <= plan[key] < 1e18 for key in ("tokens", "seconds"))
 
 
 def _remember(preset: Preset, plan: Plan) -> None:

@@ -77,3 +77,28 @@ def test_bf16_counts_only_where_the_processor_has_it(flags: str, native: bool, m
 def test_memory_in_use_is_the_peak_of_the_process() -> None:
     peak_kib = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
     assert memory_in_use_bytes(torch.device("cpu")) == pytest.approx(int(peak_kib) * 1024, rel=0.01)
+
+
+def test_processes_share_a_machine_but_not_a_gpu() -> None:
+    assert (CPU.share(3).cores, CPU.share(3).memory_bytes) == (2, 2**34 // 3)
+    assert CPU.share(100).cores == 1
+    assert (GPU.share(3).cores, GPU.share(3).memory_bytes) == (2, GPU.memory_bytes)
+    assert CPU.share(1) == CPU
+
+
+def test_each_process_claims_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", claimed.append)
+    hardware.claim_device(3, 4)
+    assert claimed == [3]
+    with pytest.raises(ValueError, match=r"8 processes on this machine, which has 4 GPUs: .*--nproc_per_node=4"):
+        hardware.claim_device(0, 8)
+
+
+def test_processes_do_not_share_apples_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="without torchrun"):
+        hardware.claim_device(0, 2)

@@ -129,7 +129,7 @@ def test_what_training_refuses_is_one_line(shown: Menu, capsys: Capture, monkeyp
     shown.add("alpha")
     for error, status in ((ValueError("no data"), 2), (OSError(28, "No space left"), 1), (KeyboardInterrupt(), 130)):
 
-        def refuse(*args: Any, error: BaseException = error) -> Any:
+        def refuse(*args: Any, error: BaseException = error, **named: Any) -> Any:
             raise error
 
         monkeypatch.setattr(lmloop.run, "train", refuse)

@@ -11,8 +11,11 @@ import pytest
 
 import lmloop.data.hub
 import lmloop.run
-from lmloop.data.hub import HubStream
+from lmloop.data.hub_files import Streamed
+from lmloop.data.shape import shape_of
 from lmloop.preset.reading import LoadedPreset, load_preset, preset_from_resolved, resolved
+from lmloop.preset.sources import HubSource
+from tests import pdfs
 from tests.runs import lines
 from tests.torture.harness import write_corpus
 
@@ -44,6 +47,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(lmloop.data.hub, "unreachable", lambda: "no route to host")
     write_corpus(tmp_path / "my_files")
     (tmp_path / "my_files" / "notes.md").write_text("# Notes\n\n" + "Some words about nothing in particular.\n" * 30)
+    (tmp_path / "my_pdfs").mkdir()
+    for number in range(4):
+        paragraphs = [f"Some words of book {number} for paragraph {k}." for k in range(90)]
+        pdfs.write_book(tmp_path / "my_pdfs" / f"{number}.pdf", paragraphs)
     (tmp_path / "my_files" / "rows.jsonl").write_text(
         "".join(json.dumps({"text": f"row {number} of a table of words"}) + "\n" for number in range(30))
     )
@@ -68,29 +75,30 @@ def test_a_preset_trains_without_a_network(name: str, capsys: pytest.CaptureFixt
     trained = {source for line in metrics for source in line["sources"]}
     for source in loaded.preset.data.sources:
         known = source if isinstance(source, str) else getattr(source, "dataset", getattr(source, "path", ""))
-        offline = known not in ("python_stdlib", "./my_files")
+        offline = known not in ("python_stdlib", "./my_files", "./my_pdfs")
         assert (f"left out: source '{known}'" in said) == offline
         assert (known in trained) != offline
     assert loaded.preset.tokenizer.type in ("char", "bpe")
 
 
-def rows_of_the_hub(self: HubStream, revision: str | None) -> Any:
+def split_of_the_hub(section: HubSource, commit: str | None) -> Streamed:
     """A stream with the columns that the data set of this name has on the hub."""
     import datasets
 
-    columns = {"sentence-transformers/natural-questions": ("query", "answer")}.get(self.section.dataset, ("text",))
+    columns = {"sentence-transformers/natural-questions": ("query", "answer")}.get(section.dataset, ("text",))
     rows = [
-        {column: f"{column} {number} of {self.section.dataset}: " + "many more words " * 8 for column in columns}
+        {column: f"{column} {number} of {section.dataset}: " + "many more words " * 8 for column in columns}
         for number in range(60)
     ]
-    return datasets.Dataset.from_list(rows).to_iterable_dataset()
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    return Streamed(stream, "train/", shape_of(section, section.data_type))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("0")])
 def test_a_preset_trains_on_all_its_sources_when_the_hub_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmloop.data.hub, "unreachable", lambda: None)
     monkeypatch.setattr(lmloop.data.hub, "commit_of", lambda dataset, revision: "0" * 40)
-    monkeypatch.setattr(HubStream, "_open", rows_of_the_hub)
+    monkeypatch.setattr(lmloop.data.hub, "open_split", split_of_the_hub)
     loaded = miniature(name, steps=6)
     answer, status = lmloop.run.train(loaded)
     assert (status, answer["step"]) == (0, 6)

@@ -24,6 +24,7 @@ GROUPS = (
     ("signals", "second_signal"),
     ("resumes",),
     ("two_trainers", "bad_numbers"),
+    ("several_processes",),
 )
 """What shares a process: PyTorch is imported once in each."""
 

@@ -294,7 +294,7 @@ UNKNOWN = {"type": "hub", "dataset": "no-such/data-set"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "missing data": ({"data": {"sources": [MISSING]}}, r"no/such/folder"),
     "missing validation": ({"data": {"validation": [MISSING]}}, r"no/such/folder"),
-    "unknown on the hub": ({"data": {"sources": [UNKNOWN]}}, r"no-such/data-set.*no such data set"),
+    "unknown on the hub": ({"data": {"sources": [UNKNOWN]}}, r"there is no data set no-such/data-set on the hub"),
     "unknown built-in": ({"data": {"sources": ["wikipedai"]}}, r"wikipedai.*wikipedia"),
     "unknown key": ({"train": {"lerning_rate": 1.0}}, r"lerning_rate.*learning_rate"),
     "wrong type": ({"train": {"max_steps": "many"}}, r"train\.max_steps"),

@@ -12,9 +12,11 @@ from lmloop.data.catalog import built_in
 from lmloop.data.files import Files
 from lmloop.data.frozen import FrozenPart, HeldOut, StreamRest
 from lmloop.data.hub import HubStream
+from lmloop.data.listing import absolute
 from lmloop.data.pdf import open_pdfs
 from lmloop.data.pins import Pins
 from lmloop.data.quarantine import Quarantine
+from lmloop.data.run_folders import belongs_to
 from lmloop.data.shuffle import Shuffled
 from lmloop.data.source import Notify, Source, SourceError, one_line
 from lmloop.data.split import PositionPart, split
@@ -78,11 +80,11 @@ def open_corpus(
 
     seed: of `shuffle`. eval_tokens: how much is held out of a stream. run_dir: where that is kept; None writes nothing, and
     leaves streams unsplit. A source that cannot be read is dropped with a notice. SourceError when none is left;
-    TooManyBadRows; ValueError on a name that is not known.
+    TooManyBadRows; ValueError on a name that is not known, and on a source that the run itself writes.
     """
     if not section.sources:
         raise ValueError("data.sources is empty: name at least one source, for example 'python_stdlib'")
-    opening = _Opening(quarantine, Pins(run_dir))
+    opening = _Opening(quarantine, Pins(run_dir), run_dir)
     source_weights(section)  # names that do not exist are refused before anything is read
     candidates = opening.sources(section.sources)
     held_out = [] if section.validation is None else opening.live(opening.sources(section.validation), "data.validation")
@@ -123,8 +125,9 @@ def open_held_out(section: DataSection, *, seed: int, run_dir: Path, quarantine:
 class _Opening:
     """Makes sources, finds out which can be read, and gathers notices."""
 
-    def __init__(self, quarantine: Quarantine, pins: Pins) -> None:
+    def __init__(self, quarantine: Quarantine, pins: Pins, run_dir: Path | None = None) -> None:
         self.notices: list[str] = []
+        self._run_dir = run_dir
         self._quarantine = quarantine
         self._pins = pins
         self._asked: dict[int, HubSource] = {}
@@ -139,6 +142,8 @@ class _Opening:
         for name, section in zip(source_names(sections), sections, strict=True):
             asked = built_in(section) if isinstance(section, str) else section
             resolved = self._pins.pinned(asked) if isinstance(asked, HubSource) else asked
+            if not isinstance(resolved, HubSource) and self._run_dir and belongs_to(self._run_dir, absolute(resolved.path)):
+                raise ValueError(f"data: source '{name}' is written by this very run: choose another path or output_dir")
             made.append(SOURCES[resolved.type](name, resolved, self._quarantine, self.notify))
             if isinstance(asked, HubSource):
                 self._asked[id(made[-1])] = asked

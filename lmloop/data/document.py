@@ -39,7 +39,7 @@ class Document:
     """One text of a source; always encodable as UTF-8.
 
     id: unique and stable in its source: `notes/a.txt`, `chats.jsonl#12` (line 12), `book.txt@3` (its third chunk),
-        `owner/name:train#7` (the seventh row of a stream).
+        `data/train-00000.parquet#7` (the seventh row of a file of the hub).
     parent: what splits keep together: the file of a chunk, else the id itself.
     progress: share of the source's pass that is done after this document, 0 to 1; 0.0 where the total is unknown.
     messages: a conversation, in the order that `data/conversation.py` demands. `text` then is a plain rendering of it.

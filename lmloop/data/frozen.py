@@ -129,12 +129,14 @@ def load(path: Path) -> dict[str, list[Document]]:
         for line in path.read_text(encoding="utf-8").split("\n"):
             if line:
                 row = json.loads(line)
+                if not all(isinstance(row[key], str) for key in ("source", "id", "parent", "text")):
+                    raise TypeError("not a text")
                 documents = parts.setdefault(row["source"], [])
                 if row["id"]:
                     messages = _messages(row["messages"]) if "messages" in row else None
                     pair = _pair(row["pair"]) if "pair" in row else None
                     documents.append(Document(row["id"], row["parent"], row["text"], 0.0, messages, pair))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path} is damaged: restore it, or choose another output_dir to start anew") from None
     return parts
 

@@ -1,226 +1,231 @@
 """Data sets of the Hugging Face hub, streamed: read from the network as training needs them, resumed exactly.
 
-A position holds the commit that is read, so that a data set that changes on the hub stays what it was for a run, and the
-state of the `datasets` library, which goes to the right file and skips to the right row. Its `shuffle` is never used: the
-buffer of a shuffled stream is lost at a resume.
+A position holds the commit that is read, so that a data set that changes on the hub stays what it was for a run, the name of
+the file and the place in it. Requests that fail are sent again (see hub_client.py); when that does not help, the stream
+breaks off for this process, and training goes on without it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
-import time
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from lmloop.data import hub_client
 from lmloop.data.document import Document, Position
+from lmloop.data.hub_client import unreachable
+from lmloop.data.hub_files import HubSplit, Unreached, open_split
+from lmloop.data.hub_words import in_words
 from lmloop.data.quarantine import Quarantine
-from lmloop.data.reader import excerpt
-from lmloop.data.records import BadRecordError, RecordShape
-from lmloop.data.source import Notify, SourceError, one_line
+from lmloop.data.reader import START, BadRow, Row
+from lmloop.data.source import Notify, SourceError
+from lmloop.data.waiting import Ahead, Failed, elsewhere
 from lmloop.preset.sources import HubSource
 
-REACH_S = 3.0
-"""How long the hub may take to answer at all, once per process."""
+__all__ = ["HubStream", "commit_of", "unreachable"]
 
-REQUEST_S = 10.0
-"""How long it may take to say which commit a data set is at."""
+AHEAD_CHARACTERS = 2 << 20
+"""How much text each reading of a stream keeps ready: seconds of training, while the next row group is on its way."""
 
-RETRY_DELAYS_S = (1.0, 5.0, 15.0)
-"""Pauses before a broken stream is opened again; after the last the source ends. A row read starts the count anew."""
+_BLOCK_ROWS = 64
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class _Item(NamedTuple):
+    """A row, the name of its file, the position after it without the counts, the share of the pass that is done."""
+
+    file: str
+    row: Row | BadRow
+    after: Position
+    progress: float
+
+
+@dataclass
+class _Shared:
+    """What the parts of one stream have in common."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    commit: str | None = None
+    splits: dict[str | None, HubSplit] = field(default_factory=dict)
+    has_begun: bool = False
+    """It gave a document: what fails from then on costs the run this stream and not its life."""
 
 
 class HubStream:
-    """One split of a data set of the hub."""
+    """One split of a data set of the hub, or of a folder that is laid out as one; or a part of it: some of its files.
+
+    broken: it broke off in this process, and is empty from then on, so that training goes on with the other sources instead
+    of beginning this one again. why: what happened, in one line.
+    """
 
     def __init__(self, name: str, section: HubSource, quarantine: Quarantine, notify: Notify) -> None:
         """Nothing is opened yet."""
         self.name = name
         self.section = section
-        self._shape = RecordShape.of(section)
+        self.broken = False
+        self.why = ""
         self._quarantine = quarantine
         self._notify = notify
-        self._revision: str | None = None
-        self._ended = False
-        subset = "" if section.subset is None else f"/{section.subset}"
-        self._label = f"{section.dataset}{subset}:{section.split}"
+        self._shared = _Shared()
+        self._part = (0, 1)
+        self._is_local = os.path.isdir(section.dataset)
 
     def parents(self) -> None:
         """A stream is not listed."""
 
+    def shard_count(self, limit: int) -> int:
+        """As many parts as there are files, at most. SourceError."""
+        try:
+            return max(min(limit, len(elsewhere(lambda: self._split(self._commit())).names)), 1)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(self._says(error)) from None
+
+    def shard(self, index: int, count: int) -> HubStream:
+        """Part `index` of `count`: files that follow one another, as `datasets` shards them."""
+        assert self._part == (0, 1), self._part
+        part = HubStream(self.name, self.section, self._quarantine, self._notify)
+        part._shared = self._shared
+        part._part = (index, count)
+        return part
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that is read where no position says otherwise; None of a folder. Only after a first reading."""
+        return self._shared.commit
+
     def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
-        """One pass from `position`. A stream that breaks and cannot be opened again ends, with a notice; from then on it is
-        empty for this process, so that training goes on with the other sources instead of beginning this one again.
-        """
-        if self._ended:
+        """One pass from `position`. SourceError where nothing was ever read from it in this process; else it breaks off."""
+        if self.broken:
             return
-        local = os.path.isdir(self.section.dataset)
-        revision = None if local else position.get("revision") or self._pinned()
-        number = position.get("row", 0)
         good, bad = position.get("rows", (0, 0))
-        for state, record in self._records(revision, position.get("state")):
-            number += 1
-            try:
-                text = self._shape.text(record)
-            except BadRecordError as error:
-                bad += 1
-                self._quarantine.bad(self.name, self._label, number, str(error), excerpt(str(record)))
-                self._quarantine.check(self.name, good, bad)
-                continue
-            if text and not text.isspace():
-                good += 1
-                name = f"{self._label}#{number}"
-                after = {"revision": revision, "state": state, "row": number, "rows": [good, bad]}
-                yield Document(name, name, text, 0.0), after
-
-    def _records(self, revision: str | None, state: Any) -> Iterator[tuple[Any, Any]]:
-        """Each record with the state after it, over as many connections as it takes."""
-        failures = 0
-        begun = False
-        while True:
-            try:
-                stream = self._open(revision)
-                if state is not None:
-                    stream.load_state_dict(state)
-                records = iter(stream)
-                while True:
-                    record = next(records, None)
-                    if record is None:
-                        return
-                    state, failures, begun = stream.state_dict(), 0, True
-                    yield state, record
-            except Exception as error:  # GeneratorExit is none; what a reader of the stream raises does not come here
-                if isinstance(error, SourceError) and not begun:
-                    raise
-                failures += 1
-                if not begun and not _may_pass(error):
-                    raise SourceError(self._says(error)) from None
-                if failures > len(RETRY_DELAYS_S) or not _may_pass(error):
-                    if not begun:
-                        raise SourceError(self._says(error)) from None
-                    self._ended = True
-                    self._notify(f"{self._says(error)}; training goes on without it")
+        ahead: Ahead[list[_Item]] = Ahead(lambda: self._blocks(position), size=_characters, room=AHEAD_CHARACTERS)
+        try:
+            while True:
+                try:
+                    block = ahead.take()
+                except Failed as failed:
+                    self._break_off(failed.error, position)
                     return
-            time.sleep(RETRY_DELAYS_S[failures - 1])
+                if block is None:
+                    return
+                for file, row, after, progress in block:
+                    if isinstance(row, BadRow):
+                        bad += 1
+                        self._quarantine.bad(self.name, file, row.number, row.reason, row.excerpt)
+                        self._quarantine.check(self.name, good, bad)
+                        continue
+                    if row.is_blank:
+                        self._quarantine.blank(self.name, file, row.number)
+                        continue
+                    good += 1
+                    self._shared.has_begun = True
+                    name = f"{file}#{row.number}"
+                    document = Document(name, name, row.text, progress, row.messages, row.pair)
+                    yield document, {**after, "rows": [good, bad]}
+        finally:
+            ahead.close()
 
-    def _open(self, revision: str | None) -> Any:
-        """The stream as `datasets` has it."""
-        import datasets
+    def _break_off(self, error: Exception, position: Position) -> None:
+        """Give the stream up for this process. SourceError where it never gave a document."""
+        says = self._says(error, position.get("revision"))
+        if not self._shared.has_begun:
+            raise SourceError(says) from None
+        self.broken, self.why = True, says
 
-        _be_brief(datasets)
-        return datasets.load_dataset(
-            self.section.dataset, self.section.subset, split=self.section.split, streaming=True, revision=revision
-        )
+    def _says(self, error: Exception, commit: str | None = None) -> str:
+        if isinstance(error, SourceError):
+            return str(error)
+        cause = error.error if isinstance(error, Unreached) else error
+        return f"source '{self.name}': {in_words(cause, self.section, commit or self._shared.commit)}"
 
-    def _pinned(self) -> str:
-        """The commit that this process reads when no position names one. SourceError."""
-        if self._revision is None:
-            why = unreachable()
-            if why is not None:
-                raise SourceError(f"source '{self.name}': the Hugging Face hub cannot be reached ({why}): check the network")
-            try:
-                self._revision = commit_of(self.section.dataset, self.section.revision)
-            except Exception as error:
-                raise SourceError(self._says(error)) from None
-        return self._revision
+    # ---- in a thread of its own, for it waits for the network ----
 
-    def _says(self, error: Exception) -> str:
-        """One line on what went wrong and what helps."""
-        kind = type(error).__name__
-        what = f"source '{self.name}' ({self.section.dataset})"
-        if kind in ("RepositoryNotFoundError", "DatasetNotFoundError", "GatedRepoError"):
-            return f"{what}: no such data set on the hub, or it needs a login: correct its name, or run `hf auth login`"
-        if kind == "RevisionNotFoundError":
-            return f"{what}: the hub has no revision '{self.section.revision}' of it: correct it or leave it out"
-        return f"{what}: {kind}: {one_line(error, 200)}"
+    def _blocks(self, position: Position) -> Iterator[list[_Item]]:
+        block: list[_Item] = []
+        for item in self._items(position):
+            block.append(item)
+            if len(block) == _BLOCK_ROWS or _characters(block) > AHEAD_CHARACTERS // 8:
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def _items(self, position: Position) -> Iterator[_Item]:
+        commit, position = self._where(position)
+        split = self._split(commit)
+        files = contiguous(len(split.names), *self._part)
+        first, start = files.start, START
+        if position:
+            first = split.names.index(position["file"]) if position["file"] in split.names else files.start
+            a, b, c = position["place"]
+            start = (a, b, c) if first in files and split.names[first] == position["file"] else START
+        for index in range(max(first, files.start), files.stop):
+            name = split.names[index]
+            for row in split.rows(index, start):
+                after = {"revision": commit, "file": name, "place": list(row.after)}
+                share = row.share if isinstance(row, Row) else 0.0
+                yield _Item(name, row, after, (index - files.start + share) / len(files))
+            start = START
+
+    def _where(self, position: Position) -> tuple[str | None, Position]:
+        """The commit to read, and the position in it. What a preset says of a revision comes before a position's commit."""
+        if self._is_local:
+            return None, position if "file" in position else {}
+        then = position.get("revision")
+        if then is not None and self.section.revision is None:
+            return then, position
+        commit = self._commit()
+        if not position or then == commit:
+            return commit, position
+        self._notify(f"source '{self.name}': the preset names another revision than was read; it is read from the beginning")
+        return commit, {}
+
+    def _commit(self) -> str | None:
+        """The commit that the preset's revision stands for, asked once."""
+        if self._is_local:
+            return None
+        with self._shared.lock:
+            if self._shared.commit is None:
+                why = unreachable()
+                if why is not None:
+                    raise SourceError(
+                        f"source '{self.name}': the Hugging Face hub cannot be reached ({why}): check the network"
+                    )
+                revision = self.section.revision
+                is_commit = revision is not None and _COMMIT.fullmatch(revision) is not None
+                self._shared.commit = revision if is_commit else commit_of(self.section.dataset, revision)
+            return self._shared.commit
+
+    def _split(self, commit: str | None) -> HubSplit:
+        """The files at a commit, found out once."""
+        with self._shared.lock:
+            if commit not in self._shared.splits:
+                self._shared.splits[commit] = open_split(self.section, commit)
+            return self._shared.splits[commit]
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether an error may be gone at the next attempt: the network's are, the data's are not."""
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if type(cause).__name__ in (
-            "DatasetNotFoundError",
-            "RepositoryNotFoundError",
-            "GatedRepoError",
-            "DataFilesNotFoundError",
-        ):
-            return False
-        network = type(cause).__module__.partition(".")[0] in (
-            "httpx",
-            "httpx2",
-            "httpcore",
-            "aiohttp",
-            "requests",
-            "urllib3",
-        )
-        if network or (isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | PermissionError)):
-            return True
-        cause = cause.__cause__
-    return False
+def _characters(block: list[_Item]) -> int:
+    return sum(len(item.row.text) if isinstance(item.row, Row) else 200 for item in block)
+
+
+def contiguous(total: int, index: int, count: int) -> range:
+    """Part `index` of `count` of `total` files: neighbours, the first parts one longer where it does not come out even."""
+    size, longer = divmod(total, count)
+    start = size * index + min(index, longer)
+    return range(start, start + size + (index < longer))
 
 
 def commit_of(dataset: str, revision: str | None) -> str:
-    """The commit that a revision (default: the newest) of a data set stands for."""
+    """The commit that a revision (default: the newest) of a data set stands for. Raises what the library raises."""
     from huggingface_hub import HfApi
 
-    commit = HfApi().dataset_info(dataset, revision=revision, timeout=REQUEST_S).sha
+    hub_client.install()
+    commit = HfApi().dataset_info(dataset, revision=revision).sha
     if commit is None:
-        raise ConnectionError("the hub did not say which commit this is")
+        raise hub_client.HubError("the hub did not say which commit this is")
     return commit
-
-
-@cache
-def unreachable() -> str | None:
-    """Why the hub does not answer, or None when it does; asked once per process.
-
-    The libraries' own retries take half a minute for each data set before they give up. Names are looked up in a thread,
-    for no timeout ends a lookup.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    answer: list[str | None] = []
-    thread = threading.Thread(target=lambda: answer.append(_ask(constants.ENDPOINT)), daemon=True, name="hub-reach")
-    thread.start()
-    thread.join(REACH_S)
-    return answer[0] if answer else f"no answer within {REACH_S:.0f} s"
-
-
-def _ask(endpoint: str) -> str | None:
-    import urllib.error
-    import urllib.request
-
-    reason, start = "", time.monotonic()
-    for attempt in range(2):
-        if attempt:
-            time.sleep(0.5)
-        try:
-            with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=2 * REACH_S):
-                return None
-        except urllib.error.HTTPError:
-            return None  # an answer, whatever it says
-        except (OSError, ValueError) as error:
-            reason = one_line(getattr(error, "reason", None) or error, 120)
-        if time.monotonic() - start > REACH_S / 2:
-            break  # nobody waits for a second answer
-    return reason
-
-
-def _be_brief(datasets: Any) -> None:
-    """No progress bars, no warning for each retry, and few retries within the library: ours are above it."""
-    import huggingface_hub.utils
-
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
-    huggingface_hub.utils.logging.set_verbosity_error()
-    datasets.config.STREAMING_READ_MAX_RETRIES = 3
-    datasets.config.STREAMING_READ_RETRY_INTERVAL = 2
-    datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 5
-    datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 15
-    datasets.config.STREAMING_OPEN_MAX_RETRIES = 3
-    datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -11,10 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
+
+from lmloop.data.run_folders import is_run_folder, is_written_by_runs
 
 TEXT_ENDINGS = (".txt", ".md", ".markdown", ".text", ".rst")
 RECORD_ENDINGS = (".json", ".jsonl", ".ndjson", ".parquet")
+PDF_ENDINGS = (".pdf",)
+
+BUFFER_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +57,44 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _part(pattern: str) -> str:
     """One part of a path (between slashes) as a regular expression: `*`, `?`, `[abc]`, `[!abc]`."""
-    out, at = [], 0
-    if pattern[:1] in ("*", "?", "["):
-        out.append(r"(?!\.)")  # as in a shell: hidden files only where the pattern names the dot
+    pieces, at = [""], 0  # what stands between stars
     while at < len(pattern):
         character = pattern[at]
         close = pattern.find("]", at + 2) if character == "[" else -1
         if character == "*":
-            out.append("[^/]*")
+            pieces.append("")
         elif character == "?":
-            out.append("[^/]")
+            pieces[-1] += "[^/]"
         elif close > 0:
             inside = pattern[at + 1 : close].replace("\\", "\\\\").replace("[", r"\[")
             if inside[0] in "!^":
                 inside = "^/" + inside[1:]
-            out.append(f"[{inside}]")
+            pieces[-1] += f"[{inside}]"
             at = close
         else:
-            out.append(re.escape(character))
+            pieces[-1] += re.escape(character)
         at += 1
-    return "".join(out)
+    # as in a shell: hidden files only where the pattern names the dot
+    visible = r"(?!\.)" if pattern[:1] in ("*", "?", "[") else ""
+    if len(pieces) == 1:
+        return visible + pieces[0]
+    # the first place that fits is as good as any later one: to try others would take exponential time
+    middle = "".join(f"(?>[^/]*?{piece})" for piece in pieces[1:-1] if piece)
+    return f"{visible}{pieces[0]}{middle}[^/]*{pieces[-1]}"
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """A predicate for relative paths: `*` stays within a part, `**/` is any number of folders. ValueError if malformed."""
+    """A predicate for relative paths: `*` stays within a part, `**/` is any number of folders.
+
+    ValueError if it is malformed, or leads out of the folder in which it is looked for: that is what `path` is for.
+    """
+    if pattern.startswith(("/", "~/")) or ".." in re.split(r"[/,{}]", pattern):
+        raise ValueError(f"pattern '{pattern}' leads out of its folder: name the folder in `path`, and a pattern within it")
     alternatives = []
     for one in expand_braces(pattern.replace(os.sep, "/").removeprefix("./")):
         out = []
         parts = one.split("/")
+        parts = [part for index, part in enumerate(parts) if part != "**" or parts[index - 1 : index] != ["**"]]
         for index, part in enumerate(parts):
             last = index == len(parts) - 1
             if part == "**":
@@ -106,8 +122,15 @@ def excluder(patterns: Sequence[str]) -> Callable[[str], bool]:
 
 
 def printable(name: str) -> str:
-    """A file's name as text: bytes that are not UTF-8 are written as `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name as text of one line; different names stay different.
+
+    Bytes that are not UTF-8 are written as `\\xff`, line breaks and what else a terminal would obey as `\\n`, `\\x1b`; so a
+    backslash is written twice.
+    """
+    if name.isascii() and name.isprintable() and "\\" not in name:  # as good as all are
+        return name
+    text = os.fsencode(name).replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _entry(name: str, path: str) -> Listed | None:
@@ -134,11 +157,18 @@ def _special(mode: int) -> str:
     return next((kind for test, kind in kinds.items() if test(mode)), "special file")
 
 
-def walk(root: str, wanted: Callable[[str], bool], excluded: Callable[[str], bool], hidden: bool) -> list[Listed]:
+def walk(
+    root: str,
+    wanted: Callable[[str], bool],
+    excluded: Callable[[str], bool],
+    hidden: bool,
+    passed_over: Callable[[str], None] = lambda folder: None,
+) -> list[Listed]:
     """The wanted files below `root`, sorted by name (as a string of the whole relative path).
 
     Linked folders are followed, each folder once whatever links lead to it and after all that need no link: a loop ends,
-    and a file keeps its own name rather than a link's. `hidden`: enter folders whose name begins with a dot.
+    and a file keeps its own name rather than a link's. `hidden`: enter folders whose name begins with a dot. What a run has
+    written into its folder is left out, and `passed_over` told that folder, if any of it was wanted.
     """
     found: list[Listed] = []
     visited: set[tuple[int, int]] = set()
@@ -158,6 +188,11 @@ def walk(root: str, wanted: Callable[[str], bool], excluded: Callable[[str], boo
                 raise
             found.append(Listed(printable(prefix[:-1]), folder, 0, f"folder cannot be opened: {error.strerror}"))
             continue
+        if is_run_folder({entry.name for entry in entries}):
+            written = [entry for entry in entries if is_written_by_runs(entry.name)]
+            entries = [entry for entry in entries if entry not in written]
+            if any(wanted(printable(prefix + entry.name)) for entry in written):
+                passed_over(printable(prefix[:-1]) or folder)
         for entry in entries:
             name = prefix + entry.name
             try:
@@ -182,9 +217,39 @@ def listing_mark(files: Sequence[Listed]) -> int:
     return mark
 
 
+class _Bounded(io.RawIOBase):
+    """A file up to the size that it had when it was opened: what grows while it is read would otherwise have no end."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        self._size = size
+        self.shortened = False
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_END:
+            return self._file.seek(self._size + offset)
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: Any, /) -> int:
+        left = max(self._size - self._file.tell(), 0)
+        count = self._file.readinto(memoryview(buffer)[:left]) if left else 0
+        self.shortened |= left > 0 and not count
+        return count or 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 @dataclass(frozen=True)
 class OpenFile:
-    """A file that is being read."""
+    """A file that is being read, up to the size that it had when it was opened."""
 
     name: str
     path: str
@@ -192,6 +257,11 @@ class OpenFile:
     size: int
     version: int
     """Changes when the file is written (its time of change, in ns)."""
+
+    @property
+    def shortened(self) -> bool:
+        """Whether its end was met before its size: somebody cut it off while it was read."""
+        return isinstance(self.handle, io.BufferedReader) and cast(_Bounded, self.handle.raw).shortened
 
 
 def open_regular(file: Listed) -> OpenFile:
@@ -202,10 +272,11 @@ def open_regular(file: Listed) -> OpenFile:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"not a file but a {_special(status.st_mode)}")
-        return OpenFile(file.name, file.path, os.fdopen(descriptor, "rb"), status.st_size, status.st_mtime_ns)
     except BaseException:
         os.close(descriptor)
         raise
+    handle = io.BufferedReader(_Bounded(descriptor, status.st_size), BUFFER_BYTES)
+    return OpenFile(file.name, file.path, handle, status.st_size, status.st_mtime_ns)
 
 
 def lines(handle: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
@@ -220,6 +291,18 @@ def lines(handle: BinaryIO, limit: int) -> Iterator[tuple[bytes, int]]:
         yield line, length
 
 
+def skip_line_breaks(handle: BinaryIO) -> int:
+    """Read on over line breaks that follow one another; returns how many there were."""
+    count = 0
+    while ahead := handle.peek():  # type: ignore[attr-defined]
+        here = len(ahead) - len(ahead.lstrip(b"\n"))
+        handle.read(here)
+        count += here
+        if here < len(ahead):
+            break
+    return count
+
+
 def absolute(path: str) -> Path:
     """A preset's path: `~` is the home folder, the rest relative to the working directory."""
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))  # which, unlike Path's own, leaves the `~` of nobody as it is

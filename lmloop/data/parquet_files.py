@@ -1,21 +1,36 @@
-"""Parquet files: a record in each row, read one row group at a time."""
+"""Parquet files: a record in each row.
+
+Files of this machine are decoded in a confined process, since a small file can ask for any amount of memory; what is read
+through a connection that only this process has, here.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lmloop.confined import Confined, ConfinedError
 from lmloop.data.listing import OpenFile
+from lmloop.data.parquet_rows import NotReadableError, ParquetRows, values
 from lmloop.data.reader import BadRow, KeepNumber, Place, Row, excerpt
-from lmloop.data.records import BadRecordError, RecordShape
-from lmloop.data.source import one_line
+from lmloop.data.records import BadRecordError
+from lmloop.data.shape import Shape
 
-HELD_BYTES = 256 << 20
-"""Decoded row groups that are kept, for readers that go to and fro (`data.shuffle`); one is kept whatever its size."""
+MEMORY_BYTES = 1280 << 20
+"""Of address space, a third of which the libraries take without using it."""
 
+ANSWER_S = 10.0
+WINDOW_ROWS = 256
 SLICE_ROWS = 64
+
+_decoder = Confined("lmloop.data.parquet_worker:serve", memory_bytes=MEMORY_BYTES)
+
+Value = tuple[int, Any, str | None]
+"""A row's index in its group; its fields by name, or why it has none."""
+
+
+class _GaveUpError(Exception):
+    """The file has changed, or the process that decodes it had to be ended: nothing more is read of it."""
 
 
 class Parquet:
@@ -24,94 +39,102 @@ class Parquet:
     mark = "#"
     rows_are_parents = True
 
-    def __init__(self, shape: RecordShape) -> None:
+    def __init__(self, shape: Shape, *, confined: bool = True) -> None:
         self.shape = shape
-        self._lock = threading.Lock()
-        self._groups: OrderedDict[tuple[str, int, int, int], Any] = OrderedDict()
+        self._reading: type[_Here | _Confined] = _Confined if confined else _Here
 
     def rows(self, file: OpenFile, start: Place, keep: KeepNumber | None) -> Iterator[Row | BadRow]:
         """Records from `start` on."""
         group, row, number = start
         try:
-            parquet = self._open(file)
-        except BadRecordError as error:
+            reading = self._reading(file)
+            columns = self.shape.pick(reading.names)
+        except ValueError as error:
             yield BadRow(0, str(error), "", (1 << 31, 0, 0))
             return
-        groups, total = parquet.metadata.num_row_groups, max(parquet.metadata.num_rows, 1)
-        while group < groups:
-            size = parquet.metadata.row_group(group).num_rows
+        groups, total = reading.group_rows, max(sum(reading.group_rows), 1)
+        while group < len(groups):
+            before = number - row  # rows before the group
             try:
-                table = self._group(file, parquet, group)
-            except Exception as error:
-                number += size - row
-                group, row = group + 1, 0
-                reason = f"row group of {size} rows cannot be decoded: {one_line(error, 120)}"
-                yield BadRow(number, reason, "", (group, 0, number))
-                continue
-            for at in range(row, size, SLICE_ROWS):
-                count = min(SLICE_ROWS, size - at)
-                wanted = [keep is None or keep(number + k + 1) for k in range(count)]
-                values = self._values(table.slice(at, count)) if any(wanted) else []
-                for k, value in enumerate(values):
-                    here = number + k + 1
-                    after = (group, at + k + 1, here)
-                    if not wanted[k]:
-                        continue
+                for at, value, reason in reading.values(columns, group, row, _of_group(keep, before)):
+                    number = before + at + 1
+                    after = (group, at + 1, number)
                     try:
-                        if isinstance(value, BadRecordError):
-                            raise value
-                        text = self.shape.text(value)
+                        if reason is not None:
+                            raise BadRecordError(reason)
+                        content = self.shape.content(value)
                     except BadRecordError as error:
-                        yield BadRow(here, str(error), excerpt(str(value)), after)
+                        yield BadRow(number, str(error), excerpt(str(value)), after)
                         continue
-                    if text and not text.isspace():
-                        yield Row(here, text, after, min(here / total, 1.0))
-                number += count
+                    share = min(number / total, 1.0)
+                    yield Row(number, content.text, after, share, messages=content.messages, pair=content.pair)
+            except NotReadableError as error:
+                yield BadRow(before + groups[group], str(error), "", (group + 1, 0, before + groups[group]))
+            except _GaveUpError as error:
+                yield BadRow(before + groups[group], f"{error}; nothing after it is read", "", (1 << 31, 0, 0))
+                return
+            number = before + groups[group]
             group, row = group + 1, 0
-
-    def _values(self, table: Any) -> list[Any]:
-        """Rows as dicts; a BadRecordError for each that Python cannot hold (text that is not UTF-8)."""
-        try:
-            return table.to_pylist()
-        except (UnicodeDecodeError, ValueError, OverflowError):
-            values: list[Any] = []
-            for at in range(table.num_rows):
-                try:
-                    values += table.slice(at, 1).to_pylist()
-                except (UnicodeDecodeError, ValueError, OverflowError) as error:
-                    values.append(BadRecordError(f"not UTF-8 ({one_line(error, 80)})"))
-            return values
-
-    def _open(self, file: OpenFile) -> Any:
-        import pyarrow.parquet
-
-        try:
-            parquet = pyarrow.parquet.ParquetFile(file.handle)
-            names = parquet.schema_arrow.names
-        except Exception as error:  # of many kinds: what a damaged file leads to
-            raise BadRecordError(f"not a Parquet file: {one_line(error, 120)}") from None
-        for name in self.shape.columns:
-            if name not in names:
-                raise BadRecordError(f"no column '{name}'; there are: {one_line(', '.join(names), 120)}")
-        return parquet
-
-    def _group(self, file: OpenFile, parquet: Any, group: int) -> Any:
-        key = (file.path, file.size, file.version, group)
-        with self._lock:
-            if key in self._groups:
-                self._groups.move_to_end(key)
-                return self._groups[key]
-        table = parquet.read_row_group(group, columns=self.shape.columns, use_threads=False)
-        with self._lock:
-            self._groups[key] = table
-            while len(self._groups) > 1 and sum(held.nbytes for held in self._groups.values()) > HELD_BYTES:
-                self._groups.popitem(last=False)
-        return table
 
     def numbers(self, file: OpenFile) -> Iterator[int]:
         """Numbers of the rows, from the file's footer."""
         try:
-            total = self._open(file).metadata.num_rows
-        except BadRecordError:
+            yield from range(1, sum(self._reading(file).group_rows) + 1)
+        except ValueError:
             return
-        yield from range(1, total + 1)
+
+
+def _of_group(keep: KeepNumber | None, before: int) -> KeepNumber:
+    return (lambda at: True) if keep is None else (lambda at: keep(before + at + 1))
+
+
+class _Here:
+    """A file that is decoded in this process."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._parquet = ParquetRows(file.handle, file.size)
+        self.names, self.group_rows = self._parquet.names, self._parquet.group_rows
+
+    def values(self, columns: Sequence[str], group: int, row: int, wanted: KeepNumber) -> Iterator[Value]:
+        """The wanted rows of a row group from `row` on."""
+        first = 0
+        for batch in self._parquet.batches(group, columns):
+            for start in range(max(row - first, 0), batch.num_rows, SLICE_ROWS):
+                indices = range(start, min(start + SLICE_ROWS, batch.num_rows))
+                if any(want := [wanted(first + index) for index in indices]):
+                    found = values(batch.slice(start, len(indices)))
+                    yield from ((first + i, *v) for i, v, w in zip(indices, found, want, strict=True) if w)
+            first += batch.num_rows
+
+
+class _Confined:
+    """A file that is decoded in a process of its own."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self._file = file
+        try:
+            footer = _decoder.call(file.path, file.version, None, 0, 0, [], timeout_s=ANSWER_S)
+        except ConfinedError as error:
+            raise NotReadableError(f"not a Parquet file that can be read: {error}") from None
+        self.names: list[str] = footer["names"]
+        self.group_rows: list[int] = footer["groups"]
+
+    def values(self, columns: Sequence[str], group: int, row: int, wanted: KeepNumber) -> Iterator[Value]:
+        """The wanted rows of a row group from `row` on."""
+        while row < self.group_rows[group]:
+            window = min(WINDOW_ROWS, self.group_rows[group] - row)
+            want = [k for k in range(window) if wanted(row + k)]
+            if not want:
+                row += window
+                continue
+            try:
+                answer = _decoder.call(self._file.path, self._file.version, columns, group, row, want, timeout_s=ANSWER_S)
+            except ConfinedError as error:
+                size = self.group_rows[group]
+                raise _GaveUpError(f"row group of {size} rows cannot be decoded after {row}: {error}") from None
+            except ValueError as error:
+                raise _GaveUpError(str(error)) from None
+            yield from ((row + offset, value, reason) for offset, value, reason in answer["values"])
+            row += answer["rows"]
+            if answer["fault"] is not None:
+                raise NotReadableError(answer["fault"])

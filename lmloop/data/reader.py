@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+from lmloop.data.document import Message, Pair
 from lmloop.data.listing import OpenFile
 
 Place = tuple[int, int, int]
@@ -15,14 +17,12 @@ START: Place = (0, 0, 0)
 KeepNumber = Callable[[int], bool]
 """Whether the row of this number is wanted; asked before the row is parsed."""
 
-MAX_WHOLE_BYTES = 1 << 30
-"""A file that has to be held in memory as a whole may have this size."""
-
 
 class Row(NamedTuple):
-    """A good row: its number in the file (from 1), its text, the place after it, and the share of the file up to there.
+    """A row that can be read: its number in the file (from 1), text, the place after it, and the share of the file up to it.
 
     `lines` is for how many rows it counts beside bad ones: in a text file, whose bad rows are lines, its lines.
+    `messages` and `pair` as in Document.
     """
 
     number: int
@@ -30,6 +30,13 @@ class Row(NamedTuple):
     after: Place
     share: float
     lines: int = 1
+    messages: tuple[Message, ...] | None = None
+    pair: Pair | None = None
+
+    @property
+    def is_blank(self) -> bool:
+        """It has no text, and is passed over: it becomes no document."""
+        return not self.text or self.text.isspace()
 
 
 class BadRow(NamedTuple):
@@ -53,12 +60,23 @@ class Reader(Protocol):
     rows_are_parents: bool
 
     def rows(self, file: OpenFile, start: Place, keep: KeepNumber | None) -> Iterator[Row | BadRow]:
-        """Rows from `start` on. Rows without text are passed over. OSError when the disk fails."""
+        """Rows from `start` on; some may be blank. OSError when the disk fails."""
         ...
 
     def numbers(self, file: OpenFile) -> Iterator[int]:
         """Numbers of the rows there may be, without parsing them."""
         ...
+
+
+def encoding_fault(file: OpenFile) -> str | None:
+    """What is wrong with a file that begins with a byte order mark other than UTF-8's. It is read from its beginning."""
+    file.handle.seek(0)
+    head = file.handle.read(4)
+    if head in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "UTF-32; convert the file to UTF-8"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16; convert the file to UTF-8"
+    return None
 
 
 def excerpt(raw: bytes | str) -> str:

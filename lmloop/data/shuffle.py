@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class Shuffled:
         self._lock = threading.Lock()
         self._index: _Index | None = None
 
-    def parents(self) -> list[str]:
+    def parents(self) -> Sequence[str]:
         """As those of the files, in their order."""
         return self._files.parents()
 

@@ -54,13 +54,24 @@ class Generation:
 class Engine:
     """A model and its tokenizer, ready to write. Changes neither weights nor the global random state."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, device: torch.device, *, autocast: bool = False) -> None:
-        """`model` is on `device` already. `autocast`: matrix products in bf16."""
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        *,
+        autocast: bool = False,
+        agree: Callable[[list[int]], list[int]] = lambda tokens: tokens,
+    ) -> None:
+        """`model` is on `device` already. `autocast`: matrix products in bf16. `agree`: what several processes that write
+        the same text together take for its next tokens, so that none of them ends before the others.
+        """
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
         self.context_tokens = model.context_length
         self._autocast = autocast
+        self._agree = agree
         never = {tokenizer.pad_id, tokenizer.start_id} - {tokenizer.eos_id}  # no text has them in its middle
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=device)
 
@@ -129,7 +140,7 @@ class Engine:
                     logits_BV = batch.next_logits(writing)
                     logits_BV[:, self._never] = -torch.inf
                     generators, histories = [row.generator for row in writing], [row.history for row in writing]
-                    tokens = sample(logits_BV, options, generators, histories).tolist()
+                    tokens = self._agree(sample(logits_BV, options, generators, histories).tolist())
                 for row, token in zip(writing, tokens, strict=True):
                     piece = row.accept(token)
                     if piece:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lmloop.models.mixer import Context, Mixer
 from lmloop.models.norm import RMSNorm
@@ -42,7 +46,7 @@ def attend(query_BHTE: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, context: Co
     B, H, T, E = query_BHTE.shape
     slow_kernel = value_BKSE.dtype == torch.bfloat16 and value_BKSE.device.type == "cpu"
     if slow_kernel and context.causal and T <= MAX_TOKENS_IN_BLOCKS:
-        mixed_BHTE = attend_in_blocks(query_BHTE, key_BKSE, value_BKSE, context.mask_BHTS)
+        mixed_BHTE = attend_in_blocks(query_BHTE, key_BKSE, value_BKSE, context.bias_BHTS(value_BKSE.dtype))
     else:
         mixed_BHTE = nn.functional.scaled_dot_product_attention(
             query_BHTE,
@@ -55,28 +59,85 @@ def attend(query_BHTE: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, context: Co
     return mixed_BHTE.transpose(1, 2).reshape(B, T, H * E)
 
 
-def attend_in_blocks(query_BHTE: Tensor, key_BKTE: Tensor, value_BKTE: Tensor, mask_BHTT: Tensor | None) -> Tensor:
+def attend_in_blocks(
+    query_BHTE: Tensor,
+    key_BKTE: Tensor,
+    value_BKTE: Tensor,
+    bias_BHTT: Tensor | None,
+    scale: float | None = None,
+) -> Tensor:
     """Causal attention, [B, H, T, E], written out: a block of queries at a time against the keys up to the block's end.
+
+    bias_BHTT: added to the scores, [B or 1, 1, T, T]; minus infinity where a key is hidden, later keys among them. None:
+    only later keys are hidden. scale: what the products are multiplied by; default: 1 / √E.
 
     Takes half the time of `scaled_dot_product_attention` on a CPU in bf16 at rows of 256 or 512 tokens, forward and
     backward, because the products are plain matrix products and half of the masked ones are left out.
     """
-    H, T, E = query_BHTE.shape[1:]
+    H, E = query_BHTE.shape[1], query_BHTE.shape[-1]
     groups = H // key_BKTE.shape[1]
     if groups > 1:
         key_BKTE, value_BKTE = (x.repeat_interleave(groups, dim=1) for x in (key_BKTE, value_BKTE))
-    query_BHTE = query_BHTE * E**-0.5
-    if mask_BHTT is None:
-        mask_BHTT = torch.ones(T, T, dtype=torch.bool, device=query_BHTE.device).tril()[None, None]
-    mixed = []
-    for start in range(0, T, BLOCK):
-        stop = min(start + BLOCK, T)
-        scores_BHQS = query_BHTE[:, :, start:stop] @ key_BKTE[:, :, :stop].transpose(-1, -2)
-        hidden_BHQS = ~mask_BHTT[:, :, start:stop, :stop]
-        # Added, not filled in: the gradient of an addition costs no pass over the scores.
-        scores_BHQS += torch.zeros_like(hidden_BHQS, dtype=scores_BHQS.dtype).masked_fill_(hidden_BHQS, float("-inf"))
-        mixed.append(scores_BHQS.softmax(dim=-1) @ value_BKTE[:, :, :stop])
-    return torch.cat(mixed, dim=2)
+    scale = E**-0.5 if scale is None else scale
+    return cast(Tensor, _InBlocks.apply(query_BHTE, key_BKTE, value_BKTE, bias_BHTT, scale))
+
+
+class _InBlocks(torch.autograd.Function):
+    """Laid out by hand for a CPU, where a pass over memory costs as much as a product with heads this narrow.
+
+    The shape for the products, [B · H, T, E], is made once and not for each block; the softmax overwrites the scores; the
+    results of the blocks are written into one tensor. Kept for the backward pass: q, k, v and each block's softmax.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, bias_BHTT: Tensor | None, scale: float
+    ) -> Tensor:
+        B, H, T, E = query_BHTE.shape
+        query, key, value = (x.reshape(B * H, T, E) for x in (query_BHTE, key_BHTE, value_BHTE))
+        query = query * scale
+        mixed, softmaxes = torch.empty_like(query), []
+        for start, stop in _blocks(T):
+            scores = query[:, start:stop] @ key[:, :stop].mT
+            if bias_BHTT is None:
+                scores[:, :, start:] += _later(stop - start, scores.dtype, scores.device)
+            else:
+                scores.view(B, H, stop - start, stop).add_(bias_BHTT[:, :, start:stop, :stop])
+            softmaxes.append(torch.softmax(scores, -1, out=scores))
+            mixed[:, start:stop] = scores @ value[:, :stop]
+        ctx.save_for_backward(query, key, value, *softmaxes)
+        ctx.scale = scale
+        return mixed.view(B, H, T, E)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        query, key, value, *softmaxes = ctx.saved_tensors
+        B, H, T, E = grad_outputs[0].shape
+        grad = grad_outputs[0].reshape(B * H, T, E)
+        query_grad, key_grad, value_grad = torch.empty_like(query), torch.empty(0), torch.empty(0)
+        for (start, stop), softmax in zip(reversed(_blocks(T)), reversed(softmaxes), strict=True):
+            scores_grad = grad[:, start:stop] @ value[:, :stop].mT
+            scores_grad = torch._softmax_backward_data(scores_grad, softmax, -1, softmax.dtype)
+            torch.mul(scores_grad @ key[:, :stop], ctx.scale, out=query_grad[:, start:stop])
+            of_key, of_value = scores_grad.mT @ query[:, start:stop], softmax.mT @ grad[:, start:stop]
+            if stop == T:  # the last block is the first one here, and has all keys
+                key_grad, value_grad = of_key, of_value
+            else:
+                key_grad[:, :stop] += of_key
+                value_grad[:, :stop] += of_value
+        return *(x.view(B, H, T, E) for x in (query_grad, key_grad, value_grad)), None, None
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
+
+
+@lru_cache(maxsize=16)
+def _later(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[T, T]: minus infinity where the key comes after the query, else 0."""
+    with torch.inference_mode(False):  # kept for passes of every kind
+        return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
 
 
 class Attention(Mixer):

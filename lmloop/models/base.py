@@ -49,6 +49,10 @@ class LanguageModel(nn.Module, ABC):
         states of padding have no meaning.
         """
 
+    def trainable_state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint stores: the model's own tensors, not copies of them, without a base that it only names."""
+        return self.state_dict(keep_vars=True)
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]."""
         return nn.functional.linear(hidden, self.head_weight())

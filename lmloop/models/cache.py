@@ -47,6 +47,17 @@ class Cache:
             return index_T[None]
         return (index_T - self.pad_B[:, None]).clamp_min(0)
 
+    def visible(self, length: int) -> Tensor | None:
+        """Which of the cached tokens and the next `length` are no padding, bool [B, S]; None: all of them.
+
+        Asked before `positions` and `mask`, or after them, for the same tokens.
+        """
+        if self.length == 0:
+            self._padded = bool(self.pad_B.any())
+        if not self._padded:
+            return None
+        return torch.arange(self.length + length, device=self.pad_B.device) >= self.pad_B[:, None]
+
     def mask(self, length: int) -> Tensor | None:
         """Which of the cached tokens and themselves the next `length` tokens see, bool [B or 1, 1, T, S].
 

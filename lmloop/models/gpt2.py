@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmloop.models.attention import KeyValues, attend
+from lmloop.models.gelu import tanh_gelu
 from lmloop.models.mixer import Context, Mixer
 from lmloop.models.transformer import INIT_STD, Block, Transformer
 from lmloop.preset.schema import ModelSection
@@ -52,8 +53,10 @@ class GPT2Attention(Mixer):
 
     def _query_key_value(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, D = hidden_BTD.shape
-        query, key, value = self.c_attn(hidden_BTD).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        return query, key, value
+        # Parted along dimension 2 of what c_attn gives, the gradients are put together in one pass and in its layout.
+        parts = self.c_attn(hidden_BTD).view(B, T, 3, self.num_heads, D // self.num_heads).unbind(2)
+        query_BHTE, key_BHTE, value_BHTE = (part_BTHE.transpose(1, 2) for part_BTHE in parts)
+        return query_BHTE, key_BHTE, value_BHTE
 
 
 class GPT2MLP(nn.Module):
@@ -66,7 +69,7 @@ class GPT2MLP(nn.Module):
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        return self.c_proj(nn.functional.gelu(self.c_fc(hidden_BTD), approximate="tanh"))
+        return self.c_proj(tanh_gelu(self.c_fc(hidden_BTD)))
 
 
 class GPT2Block(Block):

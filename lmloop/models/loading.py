@@ -38,7 +38,7 @@ def load_weights(model: LanguageModel, state_dict: Mapping[str, Tensor]) -> Load
     A module is new when the state dict has nothing under its first name (`value_head` of `value_head.weight`). Where
     anything else differs, ValueError names it in one line and the model is left as it was. A tied head may be left out.
     """
-    tensors = model.state_dict(keep_vars=True)
+    tensors = model.trainable_state_dict()
     first_name_by_id: dict[int, str] = {}
     for name, tensor in tensors.items():
         first_name_by_id.setdefault(id(tensor), name)
@@ -90,7 +90,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _refusal(differences: list[str]) -> str:
     named = "; ".join(differences[:NAMED_DIFFERENCES])
     rest = f"; and {len(differences) - NAMED_DIFFERENCES} more" if len(differences) > NAMED_DIFFERENCES else ""
-    return f"the weights do not fit the model: {named}{rest}: keep the preset's `model` section, or use another output_dir"
+    return (
+        f"the weights do not fit the model: {named}{rest}: keep the preset's `model` (and `adapter`) section, or use "
+        "another output_dir"
+    )
 
 
 def parameter_counts(model: LanguageModel) -> dict[str, int]:
@@ -101,18 +104,30 @@ def parameter_counts(model: LanguageModel) -> dict[str, int]:
     counts = {"total": 0, "embedding": 0, "blocks": 0, "head": 0, "norms": 0}
     head_id = id(model.head_weight())
     seen: set[int] = set()
-    kinds: tuple[tuple[str, type[nn.Module] | tuple[type[nn.Module], ...]], ...] = (
-        ("embedding", nn.Embedding),
-        ("norms", (RMSNorm, nn.LayerNorm)),
-        ("blocks", nn.Module),
-    )
-    for part, kind in kinds:
+    for wanted in ("embedding", "norms", "blocks"):
         for module in model.modules():
-            if not isinstance(module, kind):
-                continue
+            part = "embedding" if isinstance(module, nn.Embedding) else "norms" if _is_norm(module) else "blocks"
             for parameter in module.parameters(recurse=False):
-                if id(parameter) not in seen:
+                if part == wanted and id(parameter) not in seen:
                     seen.add(id(parameter))
-                    counts["head" if part == "blocks" and id(parameter) == head_id else part] += parameter.numel()
-                    counts["total"] += parameter.numel()
+                    count = numbers_in(parameter)
+                    counts["head" if part == "blocks" and id(parameter) == head_id else part] += count
+                    counts["total"] += count
     return counts
+
+
+def trainable_and_total(model: nn.Module) -> tuple[int, int]:
+    """Parameters that are trained, and all of them."""
+    parameters = list(model.parameters())
+    return sum(numbers_in(p) for p in parameters if p.requires_grad), sum(map(numbers_in, parameters))
+
+
+def numbers_in(parameter: Tensor) -> int:
+    """Its elements; of one that is kept in 4 bits, those that it stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """transformers has a class of its own for each model's norm."""
+    return isinstance(module, RMSNorm | nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))

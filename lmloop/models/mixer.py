@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,6 +26,14 @@ class Context:
     mask_BHTS: Tensor | None
     causal: bool = True
     start: int = 0
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+
+    def bias_BHTS(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as something to add to scores, made once: 0, and minus infinity where a key is hidden."""
+        if self.mask_BHTS is not None and dtype not in self._biases:
+            zeros = torch.zeros_like(self.mask_BHTS, dtype=dtype)
+            self._biases[dtype] = zeros.masked_fill_(~self.mask_BHTS, float("-inf"))
+        return self._biases.get(dtype)
 
 
 class Mixer(nn.Module, ABC):

@@ -73,7 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = _product_dtype(hidden_ND, weight_VD)
         sum_dtype = torch.float64 if weight_VD.dtype == torch.float64 else torch.float32
         hidden_grad = torch.zeros_like(hidden_ND) if grad and ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight_VD) if grad and ctx.needs_input_grad[1] else None
+        weight_grad = torch.zeros_like(weight_VD, dtype=sum_dtype) if grad and ctx.needs_input_grad[1] else None
         total = hidden_ND.new_zeros((), dtype=sum_dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             product_weight_VD = weight_VD.to(dtype)

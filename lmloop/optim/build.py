@@ -15,15 +15,16 @@ from lmloop.optim.combined import Combined
 from lmloop.optim.muon import Muon
 from lmloop.optim.sgd import DecoupledSGD
 from lmloop.preset.schema import TrainSection
+from lmloop.processes import ALONE, Processes
 
 
-def build_optimizer(model: LanguageModel, section: TrainSection) -> Optimizer:
-    """An optimizer for the model's trainable parameters.
+def build_optimizer(model: LanguageModel, section: TrainSection, processes: Processes = ALONE) -> Optimizer:
+    """An optimizer for the model's trainable parameters; `processes` share its work where it can be shared.
 
     Every group carries `peak_lr`, what a schedule multiplies; `lr` starts there. Matrices (embeddings too) decay; norms
     and biases do not. Groups with nothing in them are left out.
     """
-    return OPTIMIZERS[section.optimizer](model, section)
+    return OPTIMIZERS[section.optimizer](model, section, processes)
 
 
 def _groups(parameters: Sequence[nn.Parameter], lr: float, decay: float, key: str = "weight_decay") -> list[dict[str, Any]]:
@@ -46,12 +47,12 @@ def _adamw_for(parameters: Sequence[nn.Parameter], section: TrainSection) -> tor
     )
 
 
-def adamw(model: LanguageModel, section: TrainSection) -> Optimizer:
+def adamw(model: LanguageModel, section: TrainSection, processes: Processes) -> Optimizer:
     """AdamW (arXiv 1711.05101) in PyTorch's fused form."""
     return _adamw_for([p for p in model.parameters() if p.requires_grad], section)
 
 
-def muon(model: LanguageModel, section: TrainSection) -> Optimizer:
+def muon(model: LanguageModel, section: TrainSection, processes: Processes) -> Optimizer:
     """Muon for the matrices of the blocks; AdamW for embeddings, head, norms and biases."""
     head = model.head_weight()
     matrices: dict[bool, list[nn.Parameter]] = {False: [], True: []}  # by whether they are stored input by output
@@ -64,18 +65,20 @@ def muon(model: LanguageModel, section: TrainSection) -> Optimizer:
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
     parts: list[Optimizer] = []
     if groups:
-        parts.append(Muon(groups, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay))
+        parts.append(Muon(groups, lr=lr, momentum=section.momentum, weight_decay=section.weight_decay, processes=processes))
     if rest:
         parts.append(_adamw_for(rest, section))
     return Combined(parts)
 
 
-def sgd(model: LanguageModel, section: TrainSection) -> Optimizer:
+def sgd(model: LanguageModel, section: TrainSection, processes: Processes) -> Optimizer:
     """Momentum SGD."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = _groups(parameters, section.learning_rate, section.weight_decay, key="decay")
     return DecoupledSGD(groups, lr=section.learning_rate, momentum=section.momentum)
 
 
-OPTIMIZERS: dict[str, Callable[[LanguageModel, TrainSection], Optimizer]] = {"adamw": adamw, "muon": muon, "sgd": sgd}
+Make = Callable[[LanguageModel, TrainSection, Processes], Optimizer]
+
+OPTIMIZERS: dict[str, Make] = {"adamw": adamw, "muon": muon, "sgd": sgd}
 """What `train.optimizer` can name."""

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lmloop.optim.together import local, on_rows, on_whole
+from lmloop.processes import ALONE, Processes
+
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a·s + b·s³ + c·s⁵ (the source's): steepest at 0, so that small singular values rise in few steps; it
@@ -44,12 +47,21 @@ def update_scale(outputs: int, inputs: int) -> float:
 class Muon(Optimizer):
     """For matrices only. Groups with `transposed` hold matrices that are stored input by output (see `update_scale`).
 
-    Nesterov momentum as a moving average, m ← μ m + (1 − μ) g and update (1 − μ) g + μ m; decoupled weight decay.
+    Nesterov momentum as a moving average, m ← μ m + (1 − μ) g and update (1 − μ) g + μ m; decoupled weight decay. Of several
+    processes each orthogonalises its share of the matrices.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        processes: Processes = ALONE,
+    ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "transposed": False}
         super().__init__(groups, defaults)
+        self._processes = processes
         for group in self.param_groups:
             for p in group["params"]:
                 assert p.dim() == 2, f"Muon is for matrices, not for a tensor of shape {tuple(p.shape)}"
@@ -68,19 +80,24 @@ class Muon(Optimizer):
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
-        grads = [p.grad for p in parameters if p.grad is not None]
         buffers = []
         for p in parameters:
             state = self.state[p]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(state["momentum_buffer"])
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
-        nesterov = torch._foreach_lerp(grads, buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
-        updates_NRC = orthogonalise(torch.stack(nesterov))
+            buffers.append(local(state["momentum_buffer"]))
         rows, columns = parameters[0].shape
         scale = update_scale(columns, rows) if group["transposed"] else update_scale(rows, columns)
+        in_parts = local(parameters[0]) is not parameters[0]
+        grads = [local(p.grad) for p in parameters if p.grad is not None]
+        weights = [local(p) for p in parameters]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+        nesterov = torch._foreach_lerp(grads, buffers, momentum)  # pyright: ignore[reportPrivateImportUsage]
+        if in_parts:
+            updates_NRC = on_rows([n.bfloat16() for n in nesterov], rows, orthogonalise, self._processes)
+        else:
+            updates_NRC = on_whole(nesterov, orthogonalise, self._processes)
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
-        updates = list(updates_NRC.to(parameters[0].dtype).unbind(0))
-        torch._foreach_add_(parameters, updates, alpha=-lr * scale)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+        updates = list(updates_NRC.to(weights[0].dtype).unbind(0))
+        torch._foreach_add_(weights, updates, alpha=-lr * scale)  # pyright: ignore[reportPrivateImportUsage]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from lmloop.preset.parsing import shown
 from lmloop.preset.schema import TOKENS_PER_RUN
 from lmloop.preset.shape import properties, root, sections
+from lmloop.preset.sources import Kind
 
 ALIASES: dict[str, str] = {
     # model
@@ -37,6 +38,28 @@ ALIASES: dict[str, str] = {
     "tie_word_embeddings": "model.tie_embeddings",
     "rms_norm_eps": "model.norm_eps",
     "layer_norm_eps": "model.norm_eps",
+    "checkpoint_dir": "model.pretrained",
+    "model_path": "model.pretrained",
+    "model_name": "model.pretrained",
+    "model_id": "model.pretrained",
+    "model_name_or_path": "model.pretrained",
+    "pretrained_model_name_or_path": "model.pretrained",
+    "base_model": "model.pretrained",
+    "base_model_name": "model.pretrained",
+    "base_model_name_or_path": "model.pretrained",
+    # adapter
+    "r": "adapter.rank",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_target_modules": "adapter.target_modules",
+    "use_rslora": "adapter.rslora",
+    "use_dora": "adapter.dora",
+    "load_in_4bit": "adapter.quantize",
+    "use_4bit": "adapter.quantize",
+    "bnb_4bit_quant_type": "adapter.quantize",
+    "bnb_4bit_use_double_quant": "adapter.double_quant",
     # data
     "data_configs": "data.sources",
     "dataset": "data.sources",
@@ -81,45 +104,30 @@ ALIASES: dict[str, str] = {
 }
 """Other name → canonical key. It is read at the top level and in the key's own section."""
 
-SECTION_ALIASES = {"training": "train"}
+SECTION_ALIASES = {"training": "train", "lora": "adapter", "lora_config": "adapter", "peft": "adapter"}
 """Other name of a section → its name."""
 
 VALUES: dict[str, dict[object, object]] = {
     "train.optimizer": dict.fromkeys(("AdamW", "adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
     "train.lr_schedule": {"constant_with_warmup": "constant", "warmup_stable_decay": "wsd"},
     "train.precision": {"bfloat16": "bf16", "float32": "fp32", True: "bf16", False: "fp32"},
+    "adapter.quantize": {True: "nf4", False: None},
 }
 """Canonical key → other names of its values, read where they were written under one of the aliases or the key itself."""
 
 FIXED = {"train_tokens": f"a run is {TOKENS_PER_RUN // 10**6} M tokens"}
 """Keys that are read, say nothing, and are answered with a note: their meaning is fixed here."""
 
-_PRETRAINED = "lmloop trains a model from scratch and cannot start from a pretrained one: leave it out, and describe `model`"
-_LORA = "lmloop has no LoRA or quantised base models: leave it out, every weight is trained"
+_FOUR_BITS = "a base is quantized to 4 bits or not at all: write `adapter.quantize`: 'nf4'"
 _JOURNAL = "lmloop writes no journal: leave it out"
 _RETENTION = "lmloop has no retention models: write `model.hidden_size`, `num_layers` and `num_heads`"
 _ALIGNMENT = "lmloop has no reward models and no preference training: leave it out"
 
 UNSUPPORTED: dict[str, str] = {
-    **dict.fromkeys(
-        ("checkpoint_dir", "model_path", "model_name", "model_name_or_path", "base_model", "base_model_name", "init_from"),
-        _PRETRAINED,
-    ),
-    **dict.fromkeys(
-        (
-            "lora",
-            "lora_config",
-            "lora_r",
-            "lora_rank",
-            "lora_alpha",
-            "lora_dropout",
-            "target_modules",
-            "qlora",
-            "quantization",
-        ),
-        _LORA,
-    ),
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "use_4bit", "peft"), _LORA),
+    "init_from": "write `model.pretrained`: a folder or a hub id; leave it out to train from scratch",
+    **dict.fromkeys(("qlora", "quantization", "load_in_8bit"), _FOUR_BITS),
+    "bnb_4bit_compute_dtype": "products are computed in the run's arithmetic: write `train.precision`",
+    "modules_to_save": "an adapter holds LoRA alone: leave it out, or leave `adapter` out to train every weight",
     **dict.fromkeys(("system_prompt_path", "journal", "journal_path", "reflection_prompts"), _JOURNAL),
     **dict.fromkeys(("model_size", "use_metal"), _RETENTION),
     **dict.fromkeys(("reward_model", "rlhf", "ppo", "dpo", "grpo"), _ALIGNMENT),
@@ -138,17 +146,22 @@ UNSUPPORTED: dict[str, str] = {
 """Name → why it is refused and what to write. It is found at the top level and in any section."""
 
 UNSUPPORTED_SOURCES = {
-    "pdf": "lmloop does not read PDFs: turn them into text files and use type 'files'",
-    **dict.fromkeys(
-        ("chat", "sharegpt", "alpaca"), "lmloop does not read conversations: use type 'files' with `fields` and `format`"
-    ),
-    "preference": _ALIGNMENT,
+    **dict.fromkeys(get_args(Kind), "write type 'files' or 'hub', and this as its data_type"),
+    **dict.fromkeys(("preference", "preferences"), "write type 'files' or 'hub', and data_type 'pairs'"),
 }
 """`type` of a source → why it is refused."""
 
 SOURCE_TYPES = {"hf": "hub"}
 
-_VAGUE = {"tokenizer.type", "tokenizer.path", "tokenizer.revision", "data.validation", "generation.stop"}
+_VAGUE = {
+    "model.revision",
+    *(f"adapter.{key}" for key in ("rank", "alpha", "dropout", "bias", "quantize")),
+    "tokenizer.type",
+    "tokenizer.path",
+    "tokenizer.revision",
+    "data.validation",
+    "generation.stop",
+}
 """Keys too vague to be meant when they stand at the top level without their section."""
 
 

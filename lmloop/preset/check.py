@@ -72,7 +72,7 @@ def _unknown_key(key: str, path: KeyPath, keys: list[str]) -> str:
 
     section = dotted(path)
     if len(key) <= 100:
-        elsewhere = {dot.rpartition(".")[2]: dot for dot, _ in leaves()}
+        elsewhere = {dot.rpartition(".")[2]: dot for dot, _ in reversed(list(leaves()))}  # of several, the first
         if key in elsewhere and not any(isinstance(part, int) for part in path):
             return f"unknown key here; it belongs at {elsewhere[key]}"
         if key in ALIASES and not any(isinstance(part, int) for part in path):

@@ -35,6 +35,8 @@ EFFECTS: dict[str, Effect] = {
     "output_dir": NOTHING,
     "model": MODEL,
     "model.dropout": APPLIES,
+    "adapter": MODEL,
+    "adapter.dropout": APPLIES,
     "tokenizer": MODEL,
     "data": FEED,
     "data.sources[].description": NOTHING,
@@ -44,6 +46,8 @@ EFFECTS: dict[str, Effect] = {
     "train": APPLIES,
     "train.optimizer": OPTIMIZER,
     "train.seed": FEED,  # it decides the split and the shuffled order
+    "train.parallel": NOTHING,
+    "train.rank_timeout_s": NOTHING,
     "train.log_every_steps": NOTHING,
     "train.sample_every_steps": NOTHING,
     "train.save_every_steps": NOTHING,
@@ -55,6 +59,7 @@ EFFECTS: dict[str, Effect] = {
     "auxiliary.enable_dynamics": MODEL,
     "auxiliary.enable_span_contrastive": MODEL,
     "tracking": NOTHING,
+    "export": NOTHING,
 }
 """Key or section → what a change of it does; the longest entry that a key begins with holds. `[]` is any entry of a list."""
 

@@ -276,12 +276,23 @@ def _complete(values: dict[str, Any], layers: list[_Layer]) -> list[str]:
                 values[section][name] = value
                 notes.append(f"{key} is {shown(value)}: `data_configs` are read in strict order")
     model, train = values.setdefault("model", {}), values.get("train")
+    if isinstance(model, dict) and model.get("pretrained") is not None:
+        _bring_tokenizer(values, model)
     if isinstance(model, dict) and isinstance(train, dict) and "seq_length" not in model:
         longest = _longest(train.get("sequence_schedule"))
         if longest is not None:
             model["seq_length"] = longest
             notes.append(f"model.seq_length is {longest}: the longest of train.sequence_schedule")
     return notes
+
+
+def _bring_tokenizer(values: dict[str, Any], model: dict[str, Any]) -> None:
+    """A pretrained model's tokenizer is its own, unless another path is written."""
+    tokenizer = values.setdefault("tokenizer", {})
+    if isinstance(tokenizer, dict) and tokenizer.get("type", "pretrained") == "pretrained" and "path" not in tokenizer:
+        tokenizer.update(type="pretrained", path=model["pretrained"])
+        if model.get("revision") is not None:
+            tokenizer.setdefault("revision", model["revision"])
 
 
 def _longest(schedule: object) -> int | None:

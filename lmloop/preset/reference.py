@@ -14,9 +14,9 @@ from lmloop.preset.compare import APPLIES, FEED, MODEL, NOTHING, OPTIMIZER, effe
 from lmloop.preset.fields import Section
 from lmloop.preset.parsing import shown
 from lmloop.preset.reading import OWN_KEYS
-from lmloop.preset.schema import TOKENS_PER_RUN, Ramp, Stage
+from lmloop.preset.schema import TOKENS_PER_RUN, ExportSection, Ramp, Stage
 from lmloop.preset.shape import Node, allowed, leaves, properties, resolve, root, sections
-from lmloop.preset.sources import FilesSource, HubSource
+from lmloop.preset.sources import FilesSource, HubSource, PdfSource
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -85,14 +85,19 @@ an object with a `path` is `files` and one with a `dataset` is `hub`.
 
 def render_markdown() -> str:
     """The text of docs/presets.md."""
-    parts = [_INTRODUCTION, "## The preset itself\n\n" + _table(_own_keys())]
+    parts = [
+        _INTRODUCTION,
+        "## The preset itself\n\n" + _table(_own_keys()),
+        _nested("Entry of `export`", ExportSection),
+    ]
     for name, node in sections().items():
         rows = [(key, child) for dotted, child in leaves(node) for key in [dotted]]
         parts.append(f"## {name}\n\n{_doc(node)}\n\n{_table(rows)}")
         if name == "data":
             parts.append(_SOURCES)
             parts += [
-                _nested(f"Source of type `{kind}`", model) for kind, model in (("files", FilesSource), ("hub", HubSource))
+                _nested(f"Source of type `{kind}`", model)
+                for kind, model in (("files", FilesSource), ("hub", HubSource), ("pdf", PdfSource))
             ]
         if name == "train":
             parts += [_nested("Entry of `sequence_schedule`", Stage), _nested("Ramp as `sequence_schedule`", Ramp)]

@@ -39,8 +39,18 @@ class NgramTable(Section):
 
 
 class ModelSection(Section):
-    """The network that is trained from scratch."""
+    """The network: trained from scratch in the shape that is given here, or a pretrained one that brings its own."""
 
+    pretrained: Name | None = Field(
+        default=None,
+        description="Start from this model: a folder that transformers has saved (safetensors), or a hub id. It brings its "
+        "shape along; beside it only `revision`, `trust_remote_code` and `seq_length` are set.",
+    )
+    revision: Name | None = Field(default=None, description="Commit, tag or branch of a `pretrained` hub id.")
+    trust_remote_code: Name | None = Field(
+        default=None,
+        description="The name of the `pretrained` model once more, where it is run by code of its own and you trust that.",
+    )
     architecture: Literal["decoder", "gpt2"] = Field(
         default="decoder",
         description="`decoder` is shaped like Qwen3 (RMSNorm, rotary positions, per-head QK-norm, SwiGLU); `gpt2` like "
@@ -88,6 +98,22 @@ class ModelSection(Section):
     )
 
     @model_validator(mode="after")
+    def _shape_of_its_own(self) -> ModelSection:
+        if self.pretrained is None:
+            if self.revision is not None or self.trust_remote_code is not None:
+                raise ValueError("revision, trust_remote_code: they belong to a pretrained model; leave them out")
+            return self
+        fields = type(self).model_fields
+        own = [
+            name
+            for name in fields
+            if name not in _OF_PRETRAINED and getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+        if own:
+            raise ValueError(f"{own[0]}: a pretrained model brings its own; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _shapes_fit(self) -> ModelSection:
         if self.head_dim is None and self.hidden_size % self.num_heads:
             raise ValueError(
@@ -128,6 +154,38 @@ class ModelSection(Section):
         if self.architecture == "gpt2" or self.feed_forward == "relu2":
             return 4 * self.hidden_size
         return -(-self.hidden_size * 8 // 3 // 64) * 64
+
+
+_OF_PRETRAINED = ("pretrained", "revision", "trust_remote_code", "seq_length")
+
+
+class AdapterSection(Section):
+    """LoRA: small matrices beside a pretrained model's own, which stay as they are (arXiv 2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1, le=65_536, strict=True)] = Field(
+        default=16, description="Inner width of each pair of matrices."
+    )
+    alpha: Positive = Field(
+        default=32, description="What they compute counts alpha / rank times as much (`rslora`: alpha / √rank)."
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
+        default=0.0, description="Dropout on what enters them, while training."
+    )
+    target_modules: list[Name] | Name | None = Field(
+        default="all-linear",
+        description="Layers that get them, by the ends of their names, or `all-linear`; none: what peft takes for it.",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        default="none", description="Biases of the model that are trained too: none, all, or those of the targets."
+    )
+    rslora: bool = Field(default=False, description="Rank-stabilised scaling (arXiv 2312.03732).")
+    dora: bool = Field(default=False, description="Weight-decomposed adaptation (arXiv 2402.09353): slower, often better.")
+    quantize: Literal["nf4"] | None = Field(
+        default=None,
+        description="Keep the pretrained model's matrices in 4 bits while the adapter is trained (QLoRA, arXiv 2305.14314); "
+        "on CUDA and CPUs.",
+    )
+    double_quant: bool = Field(default=True, description="Quantize the constants of the quantization too (`nf4`).")
 
 
 class TokenizerSection(Section):
@@ -245,7 +303,22 @@ class TrainSection(Section):
         description="Rows of `seq_length` tokens in one forward pass on one device. Shorter rows come in greater number.",
     )
     accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = Field(
-        default=1, description="Forward and backward passes for one update."
+        default=1, description="Forward and backward passes for one update, of each process."
+    )
+    global_batch_size: Count | None = Field(
+        default=None,
+        description="Rows of `seq_length` tokens in one update, of all processes together; default: as many as "
+        "`per_gpu_batch_size`, `accumulation_steps` and the processes make when the run begins. With another number of "
+        "processes it stays, and the forward passes for one update change.",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="With several processes (`torchrun`): the model whole on each of them, or cut into as many parts as "
+        "there are processes (`fsdp`), which needs a folder that all of them share.",
+    )
+    rank_timeout_s: Positive = Field(
+        default=300.0,
+        description="With several processes: how long one of them may give no sign of life before the others end.",
     )
     epochs: Count | None = Field(default=None, description="Budget: passes over the data.")
     max_steps: Count | None = Field(default=None, description="Budget: updates.")
@@ -366,6 +439,10 @@ class TrainSection(Section):
                 raise ValueError("sequence_schedule: give every stage `epochs`, or every stage `tokens`")
         return self
 
+    def rows_per_step(self, processes: int = 1) -> int:
+        """Rows of `seq_length` tokens in one update of a run that so many processes begin."""
+        return self.global_batch_size or self.per_gpu_batch_size * self.accumulation_steps * processes
+
     @property
     def total_tokens(self) -> int | None:
         """`num_tokens` as a number."""
@@ -439,6 +516,23 @@ class TrackingSection(Section):
     wandb_project: Name = Field(default="lmloop", description="Project of Weights & Biases.")
 
 
+class ExportSection(Section):
+    """The finished model for another program."""
+
+    format: Literal["hf", "gguf", "mlx"] = Field(
+        description="`hf`: a folder for transformers and vLLM; `gguf`: a file for llama.cpp and Ollama; `mlx`: a folder for "
+        "mlx-lm."
+    )
+    out: Name | None = Field(
+        default=None,
+        description="The export's folder, relative to the working directory; default: `export/<format>-<quantize>` in the "
+        "run's folder.",
+    )
+    quantize: Name | None = Field(
+        default=None, description="Type of the numbers (`f16`, `q8_0`, ...); default: the model's own."
+    )
+
+
 class Preset(Section):
     """One training run: what is trained, on what, how."""
 
@@ -450,12 +544,29 @@ class Preset(Section):
         default=None, description="The run's folder, relative to the working directory; default: `checkpoints/<name>`."
     )
     model: ModelSection = Field(default_factory=ModelSection, description="The network.")
+    adapter: AdapterSection | None = Field(
+        default=None, description="Train an adapter of a pretrained model; default: every weight is trained."
+    )
     tokenizer: TokenizerSection = Field(default_factory=TokenizerSection, description="Text to tokens.")
     data: DataSection = Field(default_factory=DataSection, description="Sources and their order.")
     train: TrainSection = Field(default_factory=TrainSection, description="Budget, optimizer, evaluation.")
     generation: GenerationSection = Field(default_factory=GenerationSection, description="How the model writes.")
     auxiliary: AuxiliarySection = Field(default_factory=AuxiliarySection, description="Reasoning modules.")
     tracking: TrackingSection = Field(default_factory=TrackingSection, description="Where metrics go.")
+    export: list[ExportSection] = Field(
+        default_factory=list, max_length=20, description="What is made of the best model when the run has finished."
+    )
+
+    @model_validator(mode="after")
+    def _what_belongs_to_a_pretrained_model(self) -> Preset:
+        if self.model.pretrained is None:
+            if self.adapter is not None:
+                raise ValueError(
+                    "adapter: it needs a pretrained model to stand beside: set model.pretrained, or leave it out"
+                )
+        elif self.tokenizer.type != "pretrained":
+            raise ValueError(f"tokenizer.type: '{self.tokenizer.type}', but model.pretrained has its own: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _rows_fit_the_context(self) -> Preset:

@@ -33,7 +33,10 @@ def root() -> Node:
 
 
 def resolve(node: Node) -> Node:
-    """`node` with a reference replaced by what it refers to."""
+    """`node` with a reference replaced by what it refers to; a section that may be left out is that section."""
+    parts = node.get("anyOf", [])
+    if len(parts) == 2 and "$ref" in parts[0] and parts[1].get("type") == "null":
+        node = {"$ref": parts[0]["$ref"], **{key: value for key, value in node.items() if key != "anyOf"}}
     if "$ref" not in node:
         return node
     target = _schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from lmloop.preset.fields import CountOrZero, Name, Section, Text
+
+Kind = Literal["chat", "messages", "sharegpt", "alpaca", "completion", "chatgpt", "claude", "pairs"]
+"""What a record can hold besides a text: a conversation in one of these formats (`chat`: in whichever it is), or two
+answers to compare."""
 
 
 class SourceBase(Section):
@@ -18,14 +22,24 @@ class SourceBase(Section):
         "(a whole number). Without meaning under `round_robin`.",
     )
     description: Text = Field(default="", description="For logs and the report.")
+
+
+class RecordSource(SourceBase):
+    """A source that may hold records, and how a record becomes a text."""
+
     text_field: Name = Field(default="text", description="The field of a record that holds its text.")
     fields: list[Name] | None = Field(default=None, description="Fields of a record that `format` combines.")
     format: Text | None = Field(
         default=None, description="How `fields` become one text, for example `Q: {question}\\nA: {answer}`."
     )
+    columns: dict[Name, Name] | None = Field(
+        default=None,
+        description="Where conversations and pairs have other names for their fields: our name and theirs, for example "
+        '`{"prompt": "query"}`.',
+    )
 
     @model_validator(mode="after")
-    def _format_fits_fields(self) -> SourceBase:
+    def _format_fits_fields(self) -> RecordSource:
         if (self.fields is None) != (self.format is None):
             raise ValueError("fields and format belong together: set both or neither")
         if self.fields is not None and self.format is not None:
@@ -36,8 +50,19 @@ class SourceBase(Section):
                 )
         return self
 
+    def _check_kind(self, data_type: str) -> None:
+        """Ways to find a text and ways to find a conversation exclude each other."""
+        if data_type not in get_args(Kind):
+            if self.columns is not None:
+                raise ValueError(f"columns is for conversations and pairs, and data_type is '{data_type}': set it to 'chat'")
+        elif self.fields is not None or "text_field" in self.model_fields_set:
+            raise ValueError(
+                f"data_type '{data_type}' has fields of its own: leave out text_field, fields and format; where they have "
+                "other names, columns says which"
+            )
 
-class FilesSource(SourceBase):
+
+class FilesSource(RecordSource):
     """Files on this machine: text, Markdown, JSON, JSONL, Parquet."""
 
     type: Literal["files"] = Field(default="files", description="Files on this machine.")
@@ -51,21 +76,53 @@ class FilesSource(SourceBase):
     chunk_size: CountOrZero = Field(
         default=0, description="Characters of a document cut from a text file; 0: a file is one document."
     )
-    data_type: Literal["auto", "text", "json"] = Field(
-        default="auto", description="`text`, `json` (JSON, JSONL and Parquet records), or by the file's ending."
+    data_type: Literal["auto", "text", "json", Kind] = Field(
+        default="auto",
+        description="`text`; `json`: texts in JSON, JSONL or Parquet records; `auto`: one of these by the file's ending; "
+        "else what each record holds: a conversation (`chat`: in any of the formats that follow), or a pair of answers; "
+        "see docs/chat-data.md.",
     )
 
+    @model_validator(mode="after")
+    def _fields_fit_kind(self) -> FilesSource:
+        self._check_kind(self.data_type)
+        return self
 
-class HubSource(SourceBase):
+
+class HubSource(RecordSource):
     """A data set of the Hugging Face hub, streamed."""
 
     type: Literal["hub"] = Field(default="hub", description="A data set of the Hugging Face hub.")
     dataset: Name = Field(description="`owner/name`.")
     subset: Name | None = Field(default=None, description="The data set's configuration.")
     split: Name = Field(default="train", description="Split of the data set.")
+    data_type: Literal["text", Kind] = Field(
+        default="text", description="What each record holds: a text, a conversation or a pair, as in `files`."
+    )
     revision: Name | None = Field(
         default=None, description="Commit or tag; default: what is current at the first start, then pinned."
     )
 
+    @model_validator(mode="after")
+    def _fields_fit_kind(self) -> HubSource:
+        self._check_kind(self.data_type)
+        return self
 
-Source = Annotated[FilesSource | HubSource, Field(discriminator="type")]
+
+class PdfSource(SourceBase):
+    """PDFs on this machine. What holds no text (scans), asks for a password or is broken is set aside."""
+
+    type: Literal["pdf"] = Field(default="pdf", description="PDFs on this machine.")
+    path: Name = Field(
+        description="A PDF, or a folder whose PDFs are read recursively, relative to the working directory; `~` is the home "
+        "folder."
+    )
+    exclude: list[Name] = Field(default_factory=list, description="Patterns of files to leave out.")
+    chunk_size: CountOrZero = Field(
+        default=5000,
+        description="The most characters of a document, which has three fifths of them at the least and ends with a "
+        "paragraph, a sentence or a word; 0: a file is one document.",
+    )
+
+
+Source = Annotated[FilesSource | HubSource | PdfSource, Field(discriminator="type")]

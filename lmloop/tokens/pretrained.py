@@ -92,7 +92,10 @@ def _read(path: str, fetch: Callable[[str], Path | None], revision: str | None) 
 def _json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return content

@@ -118,9 +118,7 @@ def search(found: Skeleton, said: Sequence[str], text: str) -> tuple[Skeleton, l
         ChatTemplateError: one does not.
     """
     if len(said) * len(text) > _MOST_SEARCHED:
-        raise ChatTemplateError(
-            "the template does not write the same around all messages, and the conversation is too long"
-        )
+        raise ChatTemplateError("the template does not write the same around all messages, and the conversation is too long")
     kept = [content.strip() for content in said]
     texts, given, rest = [], [], text
     for index, content in enumerate(kept):

@@ -58,7 +58,9 @@ class Tokenizer:
                 "trained: name another pad_token in tokenizer_config.json"
             )
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self._cut = _cut_rule(json.loads(backend.to_str()))
+        description = json.loads(backend.to_str())
+        self._cut = _cut_rule(description)
+        self._spelled = self._spellings(description["model"])
 
     def _id_of(self, key: str) -> int:
         token = self._backend.token_to_id(self._config[key])
@@ -87,12 +89,39 @@ class Tokenizer:
             counts.append(len(pieces) - before)
         # The batch call, also for one text: only it releases the interpreter's lock, and it skips the offsets.
         encodings = self._backend.encode_batch_fast([_encodable(piece) for piece in pieces], add_special_tokens=False)
-        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        ids = [self._without_control(np.array(encoding.ids, dtype=np.int32)) for encoding in encodings]
         result, at = [], 0
         for count in counts:
             parts, at = ids[at : at + count], at + count
             result.append(parts[0] if count == 1 else np.concatenate([np.zeros(0, np.int32), *parts]))
         return result
+
+    def _without_control(self, ids: np.ndarray) -> np.ndarray:
+        """The ids with the characters' own in place of those of control tokens that the model made of text."""
+        found = np.flatnonzero(np.isin(ids, list(self._spelled))) if self._spelled else ()
+        if len(found) == 0:
+            return ids
+        parts, at = [], 0
+        for index in found:
+            parts += [ids[at:index], self._spelled[int(ids[index])]]
+            at = index + 1
+        return np.concatenate([*parts, ids[at:]])
+
+    def _spellings(self, model: dict[str, Any]) -> dict[int, np.ndarray]:
+        """For models that know whole words, `</s>` among them: the ids of each control token's characters, one by one.
+
+        Merges of byte pairs do not lead to control tokens. The token for what is not known stays what it is.
+        """
+        if model["type"] == "BPE":
+            return {}
+        unknown = model.get("unk_id") if model["type"] == "Unigram" else self._backend.token_to_id(model["unk_token"])
+        own = {index: token for index, token in self.control_tokens.items() if index != unknown}
+        spelled = {}
+        for index, token in own.items():
+            letters = [self._backend.token_to_id(letter) for letter in token]
+            known = [unknown if letter is None or letter in own else letter for letter in letters]
+            spelled[index] = np.array([letter for letter in known if letter is not None], dtype=np.int32)
+        return spelled
 
     def piece_end(self, text: str, start: int) -> int:
         """Where the piece of `text` that begins at `start` ends.

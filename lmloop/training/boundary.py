@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from lmloop.preset.schema import TrainSection
-from lmloop.tokens.batch import Batch
 from lmloop.training.evaluate import Evaluation
 from lmloop.training.metrics import MetricsFile
 from lmloop.training.progress import Display
@@ -38,6 +37,7 @@ class Boundary:
         evaluator: Callable[[Stop], Evaluation | None] | None,
         sampler: Callable[[Stop], list[tuple[str, str]] | None],
         on_best: Callable[[], None],
+        notice: Callable[[str], None],
     ) -> None:
         self.section = section
         self.progress = progress
@@ -50,10 +50,11 @@ class Boundary:
         self.evaluator = evaluator
         self.sampler = sampler
         self.on_best = on_best
+        self.notice = notice
 
     def after_step(
         self,
-        batches: list[Batch],
+        source_rows: Sequence[int],
         *,
         loss: float | None,
         tokens: int,
@@ -61,17 +62,16 @@ class Boundary:
         waited_s: float,
         facts: dict[str, Any],
     ) -> None:
-        """Take note of a step; its line is written when `pass_through` comes by."""
+        """Take note of a step, with the rows of each source; its line is written when `pass_through` comes by."""
         progress, interval = self.progress, self.progress.interval
         if loss is not None:
             interval["loss"] = interval.get("loss", 0.0) + loss * tokens
             interval["loss_tokens"] = interval.get("loss_tokens", 0) + tokens
         for key, value in (("tokens", tokens), ("seconds", seconds), ("waited_s", waited_s)):
             interval[key] = interval.get(key, 0) + value
-        for batch in batches:
-            for source in cast(list[int], batch.source_B.tolist()):
-                name = self.source_names[source]
-                progress.interval_sources[name] = progress.interval_sources.get(name, 0) + 1
+        for name, rows in zip(self.source_names, source_rows, strict=True):
+            if rows:
+                progress.interval_sources[name] = progress.interval_sources.get(name, 0) + rows
         progress.last_step = {**facts, "loss": loss}
         progress.boundary_done = False
         self.record.move(waited_s, source="train", target="data")
@@ -98,11 +98,6 @@ class Boundary:
             self._write_line(evaluation)
         progress.boundary_done = True
         return True
-
-    def notice(self, message: str) -> None:
-        """One line for the terminal and the report."""
-        self.record.warn(message, step=self.progress.step)
-        self.display.notice(message)
 
     def _evaluate(self, should_stop: Stop) -> Evaluation | None:
         assert self.evaluator is not None

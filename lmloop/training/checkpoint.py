@@ -13,6 +13,9 @@ How a save goes, and why a kill between any two of its operations does no harm:
 5. The manifests follow their files, oldest first: a manifest is overwritten only when its file is gone, or when it was
    already written under the new name. Then `lm_next.manifest.json` is removed.
 
+6. Where tensors are held in parts by several processes, these were written before step 1 (see `shards`); now the folders of
+   parts that no manifest names any more are removed.
+
 A kill in step 5 leaves `lm_next.manifest.json`; `clean` and the next save finish the step, from the files' content.
 """
 
@@ -21,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -30,6 +32,7 @@ import torch
 
 from lmloop import durable
 from lmloop.training.manifest import Manifest, manifest_path, read_manifest, read_manifests
+from lmloop.training.shards import Unusable, join, load_plain, remove_unnamed
 from lmloop.training.soundness import check_finite, check_plain, tensor_bytes
 
 FORMAT = 1
@@ -55,10 +58,6 @@ class CheckpointWriteError(OSError):
         return self.strerror or ""
 
 
-class _Unusable(Exception):  # noqa: N818 - a reason, not an error of the program
-    """Why one file cannot be loaded."""
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A checkpoint that was verified and read. `notices` says, a line each, which newer files were passed over and why."""
@@ -81,8 +80,12 @@ class CheckpointStore:
 
     # ---- saving ----
 
-    def save(self, state: dict[str, Any], *, step: int, tokens: int, preset_hash: str, best: bool = False) -> Manifest:
+    def save(
+        self, state: dict[str, Any], *, step: int, tokens: int, preset_hash: str, best: bool = False, shards: str = ""
+    ) -> Manifest:
         """Make `state` the newest checkpoint, and the best one if `best`; the two before it are kept.
+
+        shards: the folder of the parts that belong to it, which are on the disk already.
 
         `state['model']` and `state['optimizer']` must be finite (NonFiniteError), everything in `state` a tensor or a plain
         value (AssertionError). Saving the step of the current checkpoint again replaces it and drops no older one; a damaged
@@ -98,7 +101,7 @@ class CheckpointStore:
             try:
                 with durable.removed_on_error(self._prepared, *(durable.temporary(self.run_dir / name) for name in targets)):
                     self._settle()
-                    manifest = self._write_next(state, step, tokens, preset_hash, need_bytes)
+                    manifest = self._write_next(state, step, tokens, preset_hash, need_bytes, shards)
                     self._rotate(step, best)
                 self._settle()
             except BaseException:
@@ -108,9 +111,12 @@ class CheckpointStore:
                 raise
         except OSError as error:
             raise self._write_error(error, step, need_bytes) from error
+        self.remove_unnamed_parts()
         return manifest
 
-    def _write_next(self, state: dict[str, Any], step: int, tokens: int, preset_hash: str, need_bytes: int) -> Manifest:
+    def _write_next(
+        self, state: dict[str, Any], step: int, tokens: int, preset_hash: str, need_bytes: int, shards: str
+    ) -> Manifest:
         """Steps 1 and 2: the new file under its temporary name, and its manifest."""
         durable.unlink(self._prepared)  # a leftover's space is free again before free space is compared
         durable.require_space(self.run_dir, need_bytes)
@@ -125,6 +131,7 @@ class CheckpointStore:
             preset_hash=preset_hash,
             saved=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             torch=str(torch.__version__),
+            shards=shards,
         )
         durable.atomic_write(self._next_manifest, manifest.to_json())
         return manifest
@@ -176,7 +183,16 @@ class CheckpointStore:
             durable.unlink(path)
         with contextlib.suppress(OSError):
             self._settle()
-        return removed
+        return removed + self.remove_unnamed_parts()
+
+    def remove_unnamed_parts(self) -> list[Path]:
+        """Step 6. Returns what was removed; what the disk does not let go stays for the next time."""
+        named = {manifest.shards for manifest in read_manifests(self.run_dir).values()}
+        for path in (self.run_dir / name for name in (*NEWEST_FIRST, BEST)):
+            if path.exists() and read_manifest(manifest_path(path)) is None:  # it may be put back
+                with contextlib.suppress(OSError, Unusable), path.open("rb") as stream:
+                    named.add(_load_verified(stream).get("shards", {}).get("folder", ""))
+        return remove_unnamed(self.run_dir, named)
 
     def _write_error(self, error: OSError, step: int, need_bytes: int) -> CheckpointWriteError:
         where = Path(error.filename).name if isinstance(error.filename, str | os.PathLike) else CURRENT
@@ -205,7 +221,7 @@ class CheckpointStore:
                 state, manifest = self._read(self.run_dir / name)
             except FileNotFoundError:
                 continue
-            except _Unusable as reason:
+            except Unusable as reason:
                 refused.append((name, str(reason)))
                 continue
             notices = [
@@ -234,7 +250,8 @@ class CheckpointStore:
         return [(path.name, _why_unknown(path)) for path in paths if self._identify(path, manifests) is None]
 
     def _read(self, path: Path) -> tuple[dict[str, Any], Manifest]:
-        """Verify and load one file; _Unusable with the reason, FileNotFoundError if there is none."""
+        """Verify and load one file; Unusable with the reason, FileNotFoundError if there is none."""
+        reason = ""
         try:
             for _ in range(5):
                 # Reading takes no lock, and a trainer may rotate meanwhile: manifests are read before and after the content
@@ -247,14 +264,18 @@ class CheckpointStore:
                     if manifest is not None:
                         self._digests[identity] = digest
                         stream.seek(0)
-                        return _load_verified(stream), manifest
+                        state = _load_verified(stream)
+                        try:
+                            return (join(self.run_dir, state) if "shards" in state else state), manifest
+                        except FileNotFoundError as error:
+                            reason = f"its part {error.filename} is missing"
                 if _identity(path.stat()) == identity:
                     break
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise _Unusable(f"it cannot be read ({error.strerror})") from error
-        raise _Unusable(_why_unknown(path))
+            raise Unusable(f"it cannot be read ({error.strerror})") from error
+        raise Unusable(reason or _why_unknown(path))
 
     # ---- what is known about files ----
 
@@ -282,21 +303,12 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _load_verified(stream: Any) -> dict[str, Any]:
-    """The state in a file whose content a manifest vouches for; _Unusable if it is none of ours all the same."""
-    try:
-        state = torch.load(stream, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _Unusable("it holds more than tensors and plain values, and no code is run from a checkpoint") from error
-    except (EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        if "memory" in str(error).lower():  # PyTorch reports a lack of it as a RuntimeError: the file is not to blame
-            raise
-        raise _Unusable(
-            f"PyTorch cannot read it ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from error
+    """The state in a file whose content a manifest vouches for; Unusable if it is none of ours all the same."""
+    state = load_plain(stream)
     if isinstance(state, dict) and state.get("format", FORMAT) != FORMAT:
-        raise _Unusable(f"it has format {state['format']}, this version reads format {FORMAT}: update lmloop")
+        raise Unusable(f"it has format {state['format']}, this version reads format {FORMAT}: update lmloop")
     if not isinstance(state, dict) or "model" not in state:
-        raise _Unusable("it is not a checkpoint of this program: it has no 'model'")
+        raise Unusable("it is not a checkpoint of this program: it has no 'model'")
     return state
 
 

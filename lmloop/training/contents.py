@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lmloop.models.base import LanguageModel
-from lmloop.models.loading import load_weights
 from lmloop.preset.compare import preset_hash, resolved
 from lmloop.preset.schema import Preset
-from lmloop.tokens.feed import TextFeed
+from lmloop.tokens.feed import TextFeed, merge_states
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.checkpoint import FORMAT
 from lmloop.training.metrics import MetricsFile
+from lmloop.training.parallel import Alone
 from lmloop.training.rng import rng_state
 
 
@@ -26,23 +25,29 @@ class Contents:
     preset: Preset
     tokenizer: Tokenizer
     feed: TextFeed
-    model: LanguageModel
+    parallel: Alone
     optimizer: Optimizer
     metrics: MetricsFile
     samples: MetricsFile
-    device: torch.device
     precision: str
+    global_batch_size: int
 
     def capture(self) -> dict[str, Any]:
-        """The state between two steps: tensors and plain values only. OSError if the line files cannot be synced."""
+        """The state between two steps: tensors (or parts of them) and plain values only; of all ranks, on every rank.
+
+        OSError if the line files cannot be synced.
+        """
+        processes, device = self.parallel.processes, self.parallel.device
+        feeds, generators = processes.gather(self.feed.state_dict()), processes.gather(rng_state(device))
         self.metrics.sync()
         self.samples.sync()
         return {
             "format": FORMAT,
-            "model": on_cpu(self.model.state_dict(), {}),
-            "optimizer": on_cpu(self.optimizer.state_dict(), {}),
-            "rng": rng_state(self.device),
-            "feed": self.feed.state_dict(),
+            **self.parallel.state(self.optimizer),
+            "rng": generators[0],
+            "rng_of_others": generators[1:],
+            "feed": merge_states(feeds),
+            "global_batch_size": self.global_batch_size,
             "tokenizer": self.tokenizer.to_json(),
             "preset": resolved(self.preset),
             "preset_hash": preset_hash(self.preset),
@@ -50,42 +55,14 @@ class Contents:
             "files": {"metrics": self.metrics.offset, "samples": self.samples.offset},
             "environment": {
                 "torch": str(torch.__version__),
-                "device": self.device.type,
+                "device": device.type,
                 "threads": torch.get_num_threads(),
+                "processes": processes.world,
+                "parallel": self.preset.train.parallel,
             },
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any] | None) -> None:
         """Put back weights and optimizer alone: a rollback goes on with the data that comes next."""
-        load_weights(self.model, state["model"])
-        load_optimizer(self.optimizer, state["optimizer"])
-
-
-def on_cpu(value: Any, copies: dict[tuple[int, torch.Size], torch.Tensor]) -> Any:
-    """A state with its tensors on the CPU, so that it loads on any machine; two names of one tensor stay that.
-
-    `copies` takes note of what was copied, by address and shape.
-    """
-    if isinstance(value, torch.Tensor):
-        if value.device.type == "cpu":
-            return value
-        key = (value.data_ptr(), value.shape)
-        if key not in copies:
-            copies[key] = value.detach().cpu()
-        return copies[key]
-    if isinstance(value, dict):
-        return {key: on_cpu(item, copies) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(on_cpu(item, copies) for item in value)
-    return value
-
-
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Take over the moments, but keep the preset's own rates and decays: PyTorch would put the saved ones in their place."""
-    state_of_the_run = ("params", "lr")  # `lr` is what the schedule made of it for the last step
-    settings = [
-        {key: value for key, value in group.items() if key not in state_of_the_run} for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(state)
-    for group, setting in zip(optimizer.param_groups, settings, strict=True):
-        group.update(setting)
+        self.parallel.put_weights(state and state["model"])
+        self.parallel.put_moments(self.optimizer, state and state["optimizer"])

@@ -12,6 +12,7 @@ from lmloop.data.document import Document, Position
 from lmloop.data.source import Source
 from lmloop.models.base import LanguageModel
 from lmloop.objectives.language import LanguageObjective
+from lmloop.processes import ALONE, Processes
 from lmloop.tokens.batch import Batch, Row
 from lmloop.tokens.packing import Lane
 from lmloop.tokens.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ class _Counted:
         self.left = max_tokens
         self.bytes = 0
 
-    def parents(self) -> list[str] | None:
+    def parents(self) -> Sequence[str] | None:
         return self.source.parents()
 
     def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
@@ -124,22 +125,34 @@ def evaluate(
     *,
     autocast: bool,
     should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> Evaluation | None:
-    """Evaluate at full length; None when `should_stop` asked to leave it."""
+    """Evaluate at full length; None when `should_stop` asked to leave it.
+
+    Several processes have the same data and deal its batches among them; all get the same figures, added up in the order of
+    the batches. They ask `should_stop` together, which answers all of them alike.
+    """
     objective = LanguageObjective()
     was_training = model.training
     model.eval()
-    nll_sum, tokens = 0.0, 0
+    sums: list[float] = []
     try:
-        for batch in data.batches:
+        for first in range(0, len(data.batches), processes.world):
             if should_stop():
                 return None
-            batch = batch.to(device)
+            own = first + processes.rank
+            # A rank without a batch takes the last one too: of a model in parts every rank must run each block.
+            batch = data.batches[min(own, len(data.batches) - 1)].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 nll_BT = objective.token_losses(model, batch)
             trained_BT = batch.weights_BT > 0
-            nll_sum += float(nll_BT[trained_BT].cpu().double().sum())  # MPS has no fp64
-            tokens += int(trained_BT.sum())
+            sums += [float(nll_BT[trained_BT].cpu().double().sum()), int(trained_BT.sum())]  # MPS has no fp64
     finally:
         model.train(was_training)
+    every = processes.exchange(sums)
+    nll_sum, tokens = 0.0, 0
+    for index in range(len(data.batches)):
+        at = 2 * (index // processes.world)
+        nll, count = every[index % processes.world][at : at + 2]
+        nll_sum, tokens = nll_sum + nll, tokens + int(count)
     return Evaluation(nll_sum, tokens, data.bytes) if tokens else None

@@ -12,36 +12,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
-from lmloop.data.quarantine import TooManyBadRows
-from lmloop.data.source import SourceError
-from lmloop.durable import in_words
 from lmloop.hardware import memory_in_use_bytes
-from lmloop.models.base import LanguageModel
-from lmloop.objectives.base import Objective
-from lmloop.objectives.term import Term, total_loss
+from lmloop.objectives.term import total_loss
 from lmloop.preset.schema import TrainSection
-from lmloop.tokens.batch import Batch
-from lmloop.tokens.feed import Feed, Interrupted
+from lmloop.tokens.feed import Feed
 from lmloop.training.boundary import Boundary
+from lmloop.training.intake import Inlet, Intake
+from lmloop.training.parallel import Alone
 from lmloop.training.schedule import Schedule
 from lmloop.training.snapshot import Snapshots
 from lmloop.training.state import Progress
-
-
-class Trainee(nn.Module):
-    """Model and objective as one module, so that a wrapper around it sees every use of every parameter."""
-
-    def __init__(self, model: LanguageModel, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, batch: Batch) -> dict[str, Term]:
-        """Named terms of the loss on one micro-batch."""
-        return self.objective(self.model, batch)
 
 
 @dataclass(frozen=True)
@@ -58,100 +40,92 @@ class Trainer:
     def __init__(
         self,
         *,
-        trainee: nn.Module,
-        model: LanguageModel,
-        objective: Objective,
+        parallel: Alone,
         optimizer: Optimizer,
         feed: Feed,
+        inlet: Inlet,
         schedule: Schedule,
         section: TrainSection,
         progress: Progress,
         boundary: Boundary,
         snapshots: Snapshots,
-        device: torch.device,
-        autocast: bool,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.trainee = trainee  # possibly compiled; `model` is always the plain one
-        self.model = model
-        self.objective = objective
+        """`should_stop`: the same on every rank, where evaluation and samples ask it together."""
+        self.parallel = parallel
         self.optimizer = optimizer
         self.feed = feed
+        self.inlet = inlet
         self.schedule = schedule
         self.section = section
         self.progress = progress
         self.boundary = boundary
         self.snapshots = snapshots
-        self.device = device
-        self.autocast = autocast
         self.should_stop = should_stop
 
     def run(self) -> Outcome:
         """Train until the budget is used up, a signal asks to stop, or training cannot go on."""
-        progress = self.progress
-        self.model.train()
+        progress, save_due = self.progress, False
+        self.parallel.model.train()
         while True:
             finished = progress.stopped_early or self.schedule.finished(progress)
             if not self.boundary.pass_through(self.should_stop, final=finished):
                 return self._stopped()
-            if self.snapshots.due():
+            if self.snapshots.due(time_is_up=save_due):
                 self.snapshots.save()
             if self.snapshots.given_up:
                 return self._unsaved()
             if finished or progress.stopped_early:
                 return self._ended()
-            if self.should_stop():
-                return self._stopped()
             started, waited = time.perf_counter(), self.feed.wait_s
             fraction = self.schedule.fraction(progress, self.feed.progress)
             length = self.schedule.length(progress, fraction)
-            try:
-                batches = self.feed.next_step(length)
-            except Interrupted:
+            intake = self.inlet.take(length, save_due=self.snapshots.time_is_up)
+            if intake.problem:
+                if intake.sound:
+                    self.snapshots.save()
+                return Outcome("failed", intake.problem)
+            if intake.stop:
                 return self._stopped()
-            except (SourceError, TooManyBadRows, OSError) as error:  # the feed stands where the last step left it
-                self.snapshots.save()
-                return Outcome("failed", in_words(error))
-            if not batches:
+            save_due = intake.save_due
+            if not intake.batches:
                 progress.epochs += 1
                 continue
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * self.schedule.rate_factor(progress, fraction) * progress.rate_scale
-            if not self._step(batches, length, fraction, started, self.feed.wait_s - waited):
+            if not self._step(intake, length, fraction, started, self.feed.wait_s - waited):
                 return Outcome(
                     "failed", f"loss or gradient not finite at step {progress.step} after {progress.rollbacks} rollbacks"
                 )
 
-    def _step(self, batches: list[Batch], length: int, fraction: float, started: float, waited: float) -> bool:
+    def _step(self, intake: Intake, length: int, fraction: float, started: float, waited: float) -> bool:
         """One update. False when training cannot go on."""
-        progress = self.progress
-        counts = self._counts(batches)
-        loss = torch.zeros((), device=self.device)
-        for batch in batches:
-            batch = batch.to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                terms = self.trainee(batch)
-            # Each term is divided by its own count over the whole step, so that accumulation never changes the gradient.
-            total = total_loss(terms, counts)
-            total.backward()
+        progress, parallel = self.progress, self.parallel
+        loss = torch.zeros((), device=parallel.device)
+        for number, batch in enumerate(intake.batches, 1):
+            batch = batch.to(parallel.device)
+            with parallel.micro_batch(last=number == len(intake.batches)):
+                with torch.autocast(parallel.device.type, torch.bfloat16, enabled=parallel.autocast):
+                    terms = parallel.forward(batch)
+                # Each term is divided by its own count over the whole step, so that accumulation never changes the gradient.
+                total = total_loss(terms, intake.counts)
+                total.backward()
             loss += total.detach()
-        limit = self.section.max_grad_norm or float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        loss_value, norm_value = torch.stack([loss, grad_norm.to(loss)]).tolist()
+        grad_norm = parallel.clip(self.section.max_grad_norm or float("inf"))
+        loss_value, norm_value = torch.stack([parallel.processes.average(loss), grad_norm.to(loss)]).tolist()
         finite = all(abs(value) < float("inf") for value in (loss_value, norm_value))
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
-        tokens = sum(batch.trained_tokens for batch in batches)
-        progress.tokens += tokens
+        progress.tokens += intake.tokens
         seconds = time.perf_counter() - started
         progress.elapsed_s += seconds
         rate = self.optimizer.param_groups[0]["lr"]
         self.boundary.after_step(
-            batches,
+            intake.source_rows,
             loss=loss_value if finite else None,
-            tokens=tokens,
+            tokens=intake.tokens,
             seconds=seconds,
             waited_s=waited,
             facts={
@@ -161,18 +135,10 @@ class Trainer:
                 "grad_norm": norm_value if finite else None,
                 "stage": self.schedule.stage(progress, fraction),
                 "fraction": self.schedule.fraction(progress, self.feed.progress),
-                "memory_bytes": memory_in_use_bytes(self.device),
+                "memory_bytes": memory_in_use_bytes(parallel.device),
             },
         )
         return self._survive_bad_step(finite)
-
-    def _counts(self, batches: list[Batch]) -> dict[str, float]:
-        """What each term is divided by, over all micro-batches."""
-        counts: dict[str, float] = {}
-        for batch in batches:
-            for name, count in self.objective.counts(batch).items():
-                counts[name] = counts.get(name, 0.0) + count
-        return {name: max(count, 1e-9) for name, count in counts.items()}
 
     def _survive_bad_step(self, finite: bool) -> bool:
         """Count a skipped update; several in a row go back to the last checkpoint at half the rate, then end the run."""

@@ -18,7 +18,10 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Facts about one checkpoint file. `saved` is an ISO 8601 time in UTC, `torch` the version that wrote the file."""
+    """Facts about one checkpoint file. `saved` is an ISO 8601 time in UTC, `torch` the version that wrote the file.
+
+    `shards` is the folder of its parts, where its tensors are held in parts.
+    """
 
     sha256: str
     bytes: int
@@ -27,6 +30,7 @@ class Manifest:
     preset_hash: str
     saved: str
     torch: str
+    shards: str = ""
 
     def to_json(self) -> str:
         """The content of a manifest file."""
@@ -45,7 +49,10 @@ def read_manifest(path: Path) -> Manifest | None:
     except (OSError, ValueError, RecursionError):
         return None
     fields = dataclasses.fields(Manifest)
-    if not isinstance(content, dict) or set(content) != {field.name for field in fields}:
+    if not isinstance(content, dict):
+        return None
+    content = {"shards": "", **content}
+    if set(content) != {field.name for field in fields}:
         return None
     for field in fields:
         if type(content[field.name]).__name__ != field.type:

@@ -14,16 +14,17 @@ from lmloop import durable
 
 
 class MetricsFile:
-    """One line file; a missing one counts as empty. Writing needs the run's lock.
+    """One line file; a missing one counts as empty. Writing needs the run's lock. Without a path nothing is written: of
+    several processes one writes.
 
     Lines that the disk refuses wait for the next write or `sync`: a full disk stops training only when no checkpoint can
     be saved either.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._waiting: list[Mapping[str, Any]] = []
-        self._offset = durable.complete_size(path)
+        self._offset = 0 if path is None else durable.complete_size(path)
 
     @property
     def offset(self) -> int:
@@ -35,20 +36,24 @@ class MetricsFile:
 
         Returns the error where the line has to wait.
         """
+        if self.path is None:
+            return None
         self._waiting.append(obj)
         try:
-            self._catch_up()
+            self._catch_up(self.path)
         except OSError as error:
             return error
         return None
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, path: Path) -> None:
         while self._waiting:
-            self._offset = durable.append_line(self.path, self._waiting[0])
+            self._offset = durable.append_line(path, self._waiting[0])
             del self._waiting[0]
 
     def truncate(self, offset: int) -> bool:
         """Cut back to `offset`, which a checkpoint stored. Returns False where the file does not have that much any more."""
+        if self.path is None:
+            return True
         complete = durable.truncate_to(self.path, offset)
         self._offset = durable.complete_size(self.path)
         return complete
@@ -59,5 +64,7 @@ class MetricsFile:
         Called before a save, so that no checkpoint stores an offset that a power failure takes back.
         OSError where the disk refuses.
         """
-        self._catch_up()
+        if self.path is None:
+            return
+        self._catch_up(self.path)
         durable.sync(self.path)

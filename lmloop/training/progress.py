@@ -55,14 +55,20 @@ class Display:
     """
 
     def __init__(
-        self, *, json_mode: bool = False, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        json_mode: bool = False,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        silent: bool = False,
     ) -> None:
+        """`silent`: for one of several processes that another speaks for."""
         if console is None:
             stream = sys.stderr if json_mode else sys.stdout
             console = Console(stderr=json_mode, force_terminal=None if stream.isatty() else False)
         self._console = console
-        self._on_terminal = console.is_terminal and not console.is_dumb_terminal
-        self._silent = False
+        self._on_terminal = console.is_terminal and not console.is_dumb_terminal and not silent
+        self._silent = silent
         self._clock = clock
         self._live: Live | None = None
         self._drawn_at = -REDRAW_S
@@ -183,6 +189,8 @@ class Display:
         It takes the place of the block's last row and stays in the block from then on. Printed as a line of its own it
         would move the cursor away from where the block expects it.
         """
+        if self._silent:
+            return
         self._announced = message
         descriptor, text = 2, f"\n{message}\n"
         with suppress(OSError, ValueError):  # the terminal is gone, or is none

@@ -34,7 +34,7 @@ class RunRecord:
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: Path | None,
         *,
         name: str,
         preset: Mapping[str, Any],
@@ -46,16 +46,16 @@ class RunRecord:
         parameters: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open the record; nothing is written before `start_session`.
+        """Open the record; nothing is written before `start_session`, and without `run_dir` nothing at all.
 
         `preset` is the resolved preset, `preset_path` the file that the user chose (the report names it in the command
         that continues the run).
         """
-        self.path = run_dir / "run.json"
+        self.path = None if run_dir is None else run_dir / "run.json"
         self._clock = clock
         self._open: list[str] = []  # phases that are entered, the innermost last
         self._mark = clock()
-        earlier, problem = _read(self.path)
+        earlier, problem = ({}, "") if self.path is None else _read(self.path)
         self._data: dict[str, Any] = {
             "name": name,
             "description": description,
@@ -148,6 +148,8 @@ class RunRecord:
             self._credit()
             if to_step is not None:
                 self.session["to_step"] = to_step
+        if self.path is None:
+            return
         text = json.dumps(_strict(self._data), ensure_ascii=False, indent=1) + "\n"
         try:
             durable.atomic_write(self.path, text)
@@ -176,7 +178,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}, ""
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}, f"{path.name} could not be read: the history of earlier sessions starts anew"
     if not isinstance(content, dict):
         return {}, f"{path.name} does not hold an object: the history of earlier sessions starts anew"

@@ -260,8 +260,7 @@ def _sources(metrics: Metrics) -> dict[str, Any] | None:
     gained = np.diff(metrics["tokens"], prepend=0.0)
     for shares, tokens in zip(metrics.sources, gained.tolist(), strict=True):
         for name, share in shares.items():
-            if isinstance(share, int | float):
-                totals[str(name)] += share * tokens
+            totals[name] += share * tokens
     if not totals or sum(totals.values()) <= 0:
         return None
     names = [name for name, _ in totals.most_common(MAX_SOURCES)]
@@ -269,7 +268,7 @@ def _sources(metrics: Metrics) -> dict[str, Any] | None:
     parts = [(name, totals[name], f"{figures.count(totals[name])} tokens") for name in names]
     if len(totals) > len(names):
         parts.append((f"{len(totals) - len(names)} others", rest, f"{figures.count(rest)} tokens"))
-    over_time = [(name, np.array([float(shares.get(name, 0.0) or 0.0) for shares in metrics.sources])) for name in names]
+    over_time = [(name, np.array([shares.get(name, 0.0) for shares in metrics.sources])) for name in names]
     changes = len(names) > 1 and max(float(_coarse(share).std()) for _, share in over_time) > 0.05
     area = (
         charts.area_chart("Share of each source over trained tokens", metrics["tokens"], over_time)

@@ -15,6 +15,7 @@ import torch
 from lmloop.hardware import Machine
 from lmloop.preset.compare import preset_hash, resolved
 from lmloop.preset.schema import Preset
+from lmloop.processes import ALONE, Processes
 from lmloop.training.commands import command
 from lmloop.training.loop import Outcome
 from lmloop.training.progress import Display
@@ -27,22 +28,34 @@ REPORT_EVERY_S = 60.0
 
 
 class Reporter:
-    """Notices, the report, and how the session ended."""
+    """Notices, the report, and how the session ended. Of several processes the first one speaks and writes for all."""
 
-    def __init__(self, run_dir: Path, preset: Preset, preset_path: Path, machine: Machine, display: Display) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        preset: Preset,
+        preset_path: Path,
+        machine: Machine,
+        display: Display,
+        processes: Processes = ALONE,
+    ) -> None:
         self.run_dir = run_dir
+        self.processes = processes
+        self._said: set[str] = set()
+        self._untold: list[str] = []
         self.preset = preset
         self.preset_path = preset_path
         self.display = display
         self.progress = Progress()
+        machine_facts = asdict(machine) | ({"processes": processes.world} if processes.world > 1 else {})
         self.record = RunRecord(
-            run_dir,
+            run_dir if processes.first else None,
             name=preset.name,
             description=preset.description,
             preset=resolved(preset),
             preset_hash=preset_hash(preset),
             preset_path=str(preset_path),
-            machine=asdict(machine),
+            machine=machine_facts,
             versions={"python": platform.python_version(), "torch": str(torch.__version__)},
         )
         self._written_at = 0.0
@@ -60,13 +73,31 @@ class Reporter:
             raise
 
     def notice(self, message: str) -> None:
-        """One line for the terminal and the report."""
+        """One line for the terminal and the report; from a rank that is not the first, once `collect` is called."""
+        if not self.processes.first:
+            self._untold.append(message)
+            return
+        self._said.add(message)
         self.record.warn(message, step=self.progress.step)
         self.display.notice(message)
 
+    @property
+    def waiting(self) -> bool:
+        """This rank has something to say that the first one does not know."""
+        return bool(self._untold)
+
+    def collect(self) -> None:
+        """Say what other ranks have to say and the first one has not said itself; called by all of them."""
+        for rank, messages in enumerate(self.processes.gather(self._untold)):
+            for message in messages:
+                if self.processes.first and message not in self._said:
+                    self._said.add(message)
+                    self.notice(f"rank {rank}: {message}")
+        self._untold = []
+
     def report(self, *, now: bool = False) -> None:
         """Write the record and the report; not more often than REPORT_EVERY_S unless it is to be `now`."""
-        if not now and time.monotonic() - self._written_at < REPORT_EVERY_S:
+        if not self.processes.first or (not now and time.monotonic() - self._written_at < REPORT_EVERY_S):
             return
         self._written_at = time.monotonic()
         self.record.write(to_step=self.progress.step)

@@ -25,17 +25,19 @@ class Carried:
     """What 'auto' meant when the run began."""
     metrics_offset: int = 0
     samples_offset: int = 0
+    global_batch_size: int = 0
+    """Rows of `seq_length` tokens in one update, of all processes together."""
     notices: list[str] = field(default_factory=list)
 
 
-def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str) -> Carried:
-    """Compare the checkpoint's preset with the one that is to be trained.
+def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str, world: int = 1) -> Carried:
+    """Compare the checkpoint's preset with the one that is to be trained, here by `world` processes.
 
     Raises:
         ValueError: the tokenizer is another one, so that the weights would mean nothing.
     """
     if state is None:
-        return Carried()
+        return Carried(global_batch_size=preset.train.rows_per_step(world))
     progress = Progress.from_state_dict(state["progress"])
     differing = [change for change in changes(state["preset"], resolved(preset)) if change.effect != NOTHING]
     for change in differing:
@@ -55,8 +57,18 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str) -> 
     if not same_feed:
         progress.start_new_budget()
         progress.best_val_loss = None  # measured on other text
+    resized = {change.key for change in differing} & {f"train.{key}" for key in _BATCH_KEYS}
+    global_batch_size = preset.train.global_batch_size or (
+        preset.train.rows_per_step(world) if resized else state.get("global_batch_size", preset.train.rows_per_step(1))
+    )
+    now = {"torch": str(torch.__version__), "device": device, "threads": torch.get_num_threads()}
+    if world > 1:
+        now["parallel"] = preset.train.parallel
+    processes_before = state["environment"].get("processes", 1)
+    if effects and processes_before != world and not resized:
+        notices.append(f"processes was {processes_before}, now {world}: an update stays {global_batch_size:,} rows")
     if not effects:
-        notices += _inexact(state["environment"], device)
+        notices += _inexact(state["environment"], {"processes": world, **now}, global_batch_size)
     return Carried(
         progress=progress,
         exact=not effects,
@@ -65,6 +77,7 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str) -> 
         precision=state["precision"] if preset.train.precision == "auto" else None,
         metrics_offset=state["files"]["metrics"],
         samples_offset=state["files"]["samples"],
+        global_batch_size=global_batch_size,
         notices=notices,
     )
 
@@ -86,12 +99,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _inexact(environment: dict[str, Any], device: str) -> list[str]:
+_BATCH_KEYS = ("per_gpu_batch_size", "accumulation_steps", "global_batch_size")
+
+
+def _inexact(before: dict[str, Any], now: dict[str, Any], global_batch_size: int) -> list[str]:
     """Why a resume is exact in data and state, but its arithmetic may round differently."""
-    reasons = []
-    for name, now in (("torch", str(torch.__version__)), ("device", device), ("threads", torch.get_num_threads())):
-        if environment[name] != now:
-            reasons.append(f"{name} was {environment[name]}, now {now}")
-    if device != "cpu":
-        reasons.append(f"kernels of {device} are fast, not deterministic")
+    before = {"processes": 1, "parallel": now.get("parallel"), **before}
+    reasons = [f"{name} was {before[name]}, now {value}" for name, value in now.items() if before[name] != value]
+    if before["processes"] != now["processes"]:
+        reasons[0] += f", an update stays {global_batch_size:,} rows"
+    if now["device"] != "cpu":
+        reasons.append(f"kernels of {now['device']} are fast, not deterministic")
     return [f"resumed exactly in data and state; arithmetic may round differently ({'; '.join(reasons)})"] if reasons else []

@@ -17,6 +17,15 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
+def seed_rank(seed: int, *, rank: int, step: int) -> None:
+    """Fresh generators, other ones on each rank: each drops other units out. `step`: a rank that joins a run later."""
+    torch.manual_seed((seed + rank + step * _STRIDE) % 2**63)
+
+
+_STRIDE = 1_000_003
+"""More than there are ranks, so that a later step's seed is no other rank's of an earlier one."""
+
+
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     """Put the generators back; those of a device that is not there are left alone."""
     torch.set_rng_state(state["cpu"])

@@ -92,7 +92,7 @@ def _read_record(path: Path, problems: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         problems.append(f"{path.name} is missing: the preset, the machine and the phases are not known")
         return {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         problems.append(f"{path.name} could not be read: the preset, the machine and the phases are not known")
         return {}
     return content if isinstance(content, dict) else {}
@@ -108,7 +108,7 @@ def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
                     continue
                 try:
                     content = json.loads(raw)
-                except ValueError:
+                except (ValueError, RecursionError):
                     bad += 1
                     continue
                 if isinstance(content, dict):
@@ -142,7 +142,8 @@ def _read_metrics(path: Path, problems: list[str]) -> Metrics:
             number = _number(line.get(name))
             columns[name].append(nan if number is None else number)
         shares = line.get("sources")
-        sources.append(shares if isinstance(shares, dict) else {})
+        shares = shares.items() if isinstance(shares, dict) else ()
+        sources.append({name: number for name, share in shares if (number := _number(share)) is not None})
     return Metrics({name: np.array(column, dtype=np.float64) for name, column in columns.items()}, sources)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -31,11 +32,16 @@ class StopRequest:
         self,
         announcement: str = "stopping at the next step and saving (once more: stop at once, without saving)",
         announce: Callable[[str], None] | None = None,
+        one_signal_s: float = 0.0,
     ) -> None:
+        """`one_signal_s`: signals that follow the first within this time are one with it. A launcher passes on what it gets,
+        and whoever signals it may have signalled its processes too.
+        """
         self.announcement = announcement
         self.announce = announce or (lambda message: _say(b"\n" + message.encode() + b"\n"))
+        self.one_signal_s = one_signal_s
         self._signal: int | None = None
-        self._count = 0
+        self._first_at: float | None = None
         self._former: dict[int, Any] = {}
         self._former_wakeup = -1
         self._pipe: tuple[int, int] | None = None
@@ -94,13 +100,15 @@ class StopRequest:
             for number in os.read(descriptor, 1):
                 if number == _END:
                     return
-                if number in _SIGNALS:
-                    self._count += 1
-                    self._signal = self._signal or number
-                    if self._count > 1:
-                        _leave(number)
+                if number not in _SIGNALS:
+                    continue
+                self._signal = self._signal or number
+                if self._first_at is None:
+                    self._first_at = time.monotonic()
                     if self.announcement:
                         self.announce(self.announcement)
+                elif time.monotonic() - self._first_at >= self.one_signal_s:
+                    _leave(number)
 
     def forget(self) -> None:
         """In a forked child: what it receives is not written into the parent's pipe.

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from lmloop.data.files import Files
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import Source
 from lmloop.preset.sources import FilesSource
+from tests.data.hub_child import QUICK, Child
+from tests.data.hub_server import HubServer
 
 
 class Opened:
@@ -60,3 +62,30 @@ def check_every_resume(source: Source, epoch: int = 0, same_positions: bool = Tr
 @pytest.fixture
 def every_resume() -> Callable[..., list[str]]:
     return check_every_resume
+
+
+# ---- a hub on loopback, and a process that reads from it; see hub_server.py and hub_child.py ----
+
+
+@pytest.fixture(scope="session")
+def _hub_and_child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubServer, Child]]:
+    with HubServer() as server, Child(server.url, tmp_path_factory.mktemp("hub_home")) as process:
+        yield server, process
+
+
+@pytest.fixture
+def hub(_hub_and_child: tuple[HubServer, Child]) -> Iterator[HubServer]:
+    """The hub, without faults; it is up again after each test, and knows no requests before it."""
+    server, process = _hub_and_child
+    server.requests.clear()
+    process.set("lmloop.data.hub_client", **QUICK)
+    process.set("lmloop.data.hub", AHEAD_CHARACTERS=2 << 20)
+    yield server
+    server.mend()
+    server.repair()
+
+
+@pytest.fixture
+def child(_hub_and_child: tuple[HubServer, Child]) -> Child:
+    """A process for which that is the hub, with short times."""
+    return _hub_and_child[1]

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from lmloop.data.catalog import BUILT_IN, built_in
+from lmloop.cli import main
+from lmloop.data.catalog import BUILT_IN, built_in, listed
 from lmloop.data.files import Files
 from lmloop.data.quarantine import Quarantine
+from lmloop.preset.schema import Preset
 from lmloop.preset.sources import FilesSource, HubSource
 
 
@@ -20,6 +23,32 @@ def test_the_names_that_are_promised() -> None:
         assert section.description
         if isinstance(section, HubSource):
             assert section.dataset.count("/") == 1
+            if section.data_type == "text":
+                assert section.text_field in BUILT_IN[name].fields
+
+
+def test_the_list() -> None:
+    entries = listed()
+    assert [entry["name"] for entry in entries] == list(BUILT_IN)
+    assert {entry["kind"] for entry in entries} == {"pretraining", "fine-tuning", "preferences"}
+    for entry in entries:
+        assert entry.keys() == {"name", "description", "kind", "domain", "size", "licence", "fields", "section"}
+        assert entry["domain"]
+        preset = {"name": "x", "data": {"sources": [entry["section"]]}}
+        again = Preset.model_validate(preset).data.sources[0]
+        assert again.model_copy(update={"description": ""}) == BUILT_IN[entry["name"]].section.model_copy(
+            update={"description": ""}
+        )  # what is listed can be put into a preset as it is
+    assert [entry["name"] for entry in listed("preferences")] == ["ultrafeedback"]
+
+
+def test_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["datasets", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"datasets": listed()}
+    assert main(["datasets", "--kind", "fine-tuning"]) == 0
+    shown = capsys.readouterr().out
+    assert "alpaca" in shown
+    assert "wikipedia" not in shown
 
 
 @pytest.mark.parametrize(("name", "hint"), [("wikpedia", "did you mean 'wikipedia'?"), ("zzz", "known: python_stdlib, ")])

@@ -1,327 +1,291 @@
+"""Streams of a hub on loopback, read by the hub's own libraries over HTTP, with nothing mocked."""
+
 from __future__ import annotations
 
+import io
 import json
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+import random
 from pathlib import Path
 from typing import Any
 
 import datasets
-import datasets.config
-import datasets.exceptions
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from lmloop.data import hub
-from lmloop.data.hub import HubStream
-from lmloop.data.quarantine import Quarantine, TooManyBadRows
-from lmloop.data.source import SourceError
+from lmloop.data.hub import HubStream, contiguous
+from lmloop.data.quarantine import Quarantine
+from lmloop.data.source import ShardedSource, SourceError
 from lmloop.preset.sources import HubSource
+from tests.data.hub_child import Child
+from tests.data.hub_data import FORMATS, card, corpus, packed
+from tests.data.hub_server import HubServer
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch, tmp_path: Path) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a test reached for the network")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(hub, "unreachable", lambda: None)
-    monkeypatch.setattr(hub, "commit_of", lambda dataset, revision: f"commit-of-{revision or 'newest'}")
-    monkeypatch.setattr(hub, "RETRY_DELAYS_S", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-class Stream:
-    """Stands for an IterableDataset: `faults` maps a row to the errors that reading it raises before it succeeds."""
-
-    def __init__(self, rows: list[Any], faults: dict[int, list[Exception]] | None = None) -> None:
-        self.rows = rows
-        self.faults = faults or {}
-        self.at = 0
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.at = state["at"]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"at": self.at}
-
-    def __iter__(self) -> Iterator[Any]:
-        while self.at < len(self.rows):
-            if self.faults.get(self.at):
-                raise self.faults[self.at].pop(0)
-            self.at += 1
-            yield self.rows[self.at - 1]
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_stream_gives_every_document_once_and_resumes_at_each(hub: HubServer, child: Child, form: str) -> None:
+    files, texts = corpus(form, rows=7, group=3)
+    commit = hub.add(f"owner/{form}", files).refs["main"]
+    whole = child.read(f"owner/{form}")
+    assert whole.texts == texts
+    assert whole.ids == [f"data/train-{n // 7:05}-of-00003.{form}#{n % 7 + 1}" for n in range(21)]
+    assert whole.ended
+    assert not whole.broken
+    assert whole.notices == []
+    for at, position in enumerate(whole.positions):
+        assert position["revision"] == commit
+        assert len(json.dumps(position)) < 250
+        rest = child.read(f"owner/{form}", position)
+        assert rest.ids == whole.ids[at + 1 :], position
+        assert rest.texts == texts[at + 1 :]
+        assert rest.positions == whole.positions[at + 1 :]
 
 
-class Hub:
-    """Opens sources over a fake `load_dataset`, and keeps what it was asked."""
-
-    def __init__(self, monkeypatch) -> None:
-        self.asked: list[tuple[tuple, dict]] = []
-        self.notices: list[str] = []
-        self.quarantine = Quarantine(None, 0.5)
-        self._monkeypatch = monkeypatch
-
-    def serve(self, make: Callable[[], Any]) -> None:
-        def load_dataset(*arguments: Any, **named: Any) -> Any:
-            self.asked.append((arguments, named))
-            return make()
-
-        self._monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-
-    def source(self, **options: Any) -> HubStream:
-        section = HubSource.model_validate({"dataset": "owner/name", **options})
-        return HubStream("owner/name", section, self.quarantine, self.notices.append)
-
-
-@pytest.fixture
-def fake(monkeypatch) -> Hub:
-    return Hub(monkeypatch)
+def test_splits_and_subsets(hub: HubServer, child: Child) -> None:
+    files = {
+        f"{subset}/{split}-0.jsonl": packed([{"text": f"{subset} {split}"}], "jsonl")
+        for subset in ("en", "de")
+        for split in ("train", "test")
+    }
+    configs = [
+        {"config_name": subset, "data_files": [{"split": s, "path": f"{subset}/{s}-*"} for s in ("train", "test")]}
+        for subset in ("en", "de")
+    ]
+    hub.add("owner/subsets", {**files, "README.md": card(configs=configs)})
+    for subset in ("en", "de"):
+        for split in ("train", "test"):
+            read = child.read("owner/subsets", subset=subset, split=split)
+            assert read.texts == [f"{subset} {split}"]
+            assert read.ids == [f"{subset}/{split}-0.jsonl#1"]
+    assert child.read("owner/subsets", subset="en", split="train+test").texts == ["en train", "en test"]
+    assert "Available splits: ['train', 'test']" in (child.read("owner/subsets", subset="en", split="dev").error or "")
+    assert "'fr' not found. Available: ['en', 'de']" in (child.read("owner/subsets", subset="fr").error or "")
+    assert "Config name is missing" in (child.read("owner/subsets").error or "")
 
 
-ROWS = [{"text": f"täxt {n}", "n": n} for n in range(25)]
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_fields_and_bad_rows(hub: HubServer, child: Child, form: str) -> None:
+    rows = [{"q": "1", "a": "2"}, {"q": None, "a": "2"}, {"q": " ", "a": " "}, {"q": "3", "a": "4"}]
+    hub.add(f"owner/qa-{form}", {f"a.{form}": packed(rows, form)})
+    read = child.read(f"owner/qa-{form}", fields=["q", "a"], format="Q {q} A {a}")
+    assert dict(zip(read.ids, read.texts, strict=True)) == {
+        f"a.{form}#1": "Q 1 A 2",
+        f"a.{form}#3": "Q   A  ",
+        f"a.{form}#4": "Q 3 A 4",
+    }
+    assert read.bad == [[f"a.{form}", 2, "field 'q' is not text but null"]]
 
 
-def test_documents_and_what_is_asked_of_the_library(fake: Hub, every_resume) -> None:
-    fake.serve(lambda: Stream(ROWS))
-    source = fake.source(subset="en", split="test")
-    documents = list(source.read({}))
-    assert [d.text for d, _ in documents] == [row["text"] for row in ROWS]
-    assert documents[6][0].id == documents[6][0].parent == "owner/name/en:test#7"
-    assert documents[6][0].progress == 0.0
-    assert source.parents() is None
-    assert fake.asked == [(("owner/name", "en"), {"split": "test", "streaming": True, "revision": "commit-of-newest"})]
-    every_resume(source)
+def test_a_bad_line_is_one_bad_row(hub: HubServer, child: Child) -> None:
+    hub.add("owner/line", {"a.jsonl": b'{"text": "one"}\n{"text": "tw\n{"text": 3}\n{"text": "four"}\n', "b.jsonl": b""})
+    read = child.read("owner/line")
+    assert read.texts == ["one", "four"]
+    assert [[file, line] for file, line, _ in read.bad] == [["a.jsonl", 2], ["a.jsonl", 3]]
+    assert not read.broken
 
 
-def test_the_commit_stays_that_of_the_first_start(fake: Hub, monkeypatch) -> None:
-    fake.serve(lambda: Stream(ROWS))
-    position = list(fake.source(revision="v1").read({}))[3][1]
-    assert position["revision"] == "commit-of-v1"
-    monkeypatch.setattr(hub, "commit_of", lambda *_: "a later commit")
-    rest = list(fake.source(revision="v1").read(position))
-    assert rest[0][0].id == "owner/name:train#5"
-    assert fake.asked[-1][1]["revision"] == "commit-of-v1"
-    assert rest[0][1]["revision"] == "commit-of-v1"
+def test_a_field_that_is_not_there(hub: HubServer, child: Child) -> None:
+    hub.add("owner/field", {"a.parquet": packed([{"body": "x"}] * 30, "parquet")})
+    read = child.read("owner/field")
+    assert read.texts == []
+    assert [row[:2] for row in read.bad] == [["a.parquet", 0]]
+    assert "'text'; there are: body" in read.bad[0][2]
 
 
-def test_fields_and_bad_rows(fake: Hub) -> None:
-    rows = [{"q": "1", "a": "2"}, {"q": None, "a": "2"}, {"q": " ", "a": " "}, {"q": "3", "a": "\ud83d"}]
-    fake.serve(lambda: Stream(rows))
-    source = fake.source(fields=["q", "a"], format="{q}{a}")
-    assert {d.id: d.text for d, _ in source.read({})} == {"owner/name:train#1": "12", "owner/name:train#4": "3\ufffd"}
-    assert fake.quarantine.reasons("owner/name") == {"field 'q' is not text but null": 1}
+def test_too_many_bad_rows_is_not_taken_for_the_networks_fault(hub: HubServer, child: Child) -> None:
+    hub.add("owner/bad", {"a.jsonl": packed([{"body": "x"}] * 30, "jsonl")})
+    read = child.read("owner/bad")
+    assert "20 of the first 20 rows are bad" in (read.error or "")
+    assert not read.broken
 
 
-def test_too_many_bad_rows_is_not_taken_for_the_networks_fault(fake: Hub) -> None:
-    fake.serve(lambda: Stream([{"body": "x"}] * 30))
-    with pytest.raises(TooManyBadRows, match="no field 'text'; there are: body"):
-        list(fake.source().read({}))
-    assert len(fake.asked) == 1
-
-
-@pytest.mark.parametrize("error", [ConnectionError("reset"), TimeoutError("slow"), OSError(104, "Connection reset by peer")])
-def test_a_broken_stream_is_opened_again_where_it_was(fake: Hub, error: Exception) -> None:
-    faults = {0: [error], 7: [error, error, error], 8: [error], 20: [error] * 3}
-    fake.serve(lambda: Stream(ROWS, faults))
-    documents = [d for d, _ in fake.source().read({})]
-    assert [d.text for d in documents] == [row["text"] for row in ROWS]
-    assert [d.id for d in documents] == [f"owner/name:train#{n + 1}" for n in range(25)]
-    assert fake.notices == []
-    assert len(fake.asked) == 9
-
-
-def test_retries_are_bounded_and_the_source_then_stays_empty(fake: Hub) -> None:
-    fake.serve(lambda: Stream(ROWS, {7: [ConnectionError("reset")] * 99}))
-    source = fake.source()
-    assert len(list(source.read({}))) == 7
-    assert len(fake.asked) == 4
-    assert fake.notices == ["source 'owner/name' (owner/name): ConnectionError: reset; training goes on without it"]
-    assert list(source.read({}, 1)) == []
-    assert len(fake.asked) == 4
-
-
-def test_pauses_grow(fake: Hub, monkeypatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(hub, "RETRY_DELAYS_S", (1.0, 5.0, 15.0))
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    fake.serve(lambda: Stream(ROWS, {7: [ConnectionError("reset")] * 99}))
-    list(fake.source().read({}))
-    assert pauses == [1.0, 5.0, 15.0]
-
-
-def test_damaged_data_is_not_tried_again(fake: Hub) -> None:
-    fake.serve(lambda: Stream(ROWS, {7: [ValueError("cannot\ncast")] * 99}))
-    assert len(list(fake.source().read({}))) == 7
-    assert len(fake.asked) == 1
-    assert fake.notices == ["source 'owner/name' (owner/name): ValueError: cannot cast; training goes on without it"]
+def test_conversations(hub: HubServer, child: Child) -> None:
+    messages = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
+    hub.add("owner/chat", {"a.parquet": packed([{"messages": messages}], "parquet")})
+    read = child.read("owner/chat", data_type="chat")
+    assert "How?" in read.texts[0]
+    assert read.bad == []
 
 
 @pytest.mark.parametrize(
-    ("error", "message", "attempts"),
-    [
-        (datasets.exceptions.DatasetNotFoundError("no"), "no such data set on the hub, or it needs a login", 1),
-        (ValueError("BuilderConfig 'x' not found.\nAvailable: ['en']"), "BuilderConfig 'x' not found. Available: ['en']", 1),
-        (ConnectionError("down"), "ConnectionError: down", 4),
-    ],
+    ("ending", "contents"), [("csv", b'text,n\n"one, two",1\nthree,2\n'), ("txt", b"one, two\nthree\n")]
 )
-def test_a_stream_that_never_opens(fake: Hub, error: Exception, message: str, attempts: int) -> None:
-    def make() -> Any:
-        raise error
-
-    fake.serve(make)
-    with pytest.raises(SourceError) as raised:
-        next(fake.source().read({}))
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
-    assert len(fake.asked) == attempts
+def test_other_formats_are_streamed_by_the_library(hub: HubServer, child: Child, ending: str, contents: bytes) -> None:
+    hub.add(f"owner/{ending}", {f"train-0.{ending}": contents, f"train-1.{ending}": contents})
+    whole = child.read(f"owner/{ending}")
+    assert whole.texts == ["one, two", "three"] * 2
+    assert whole.ids == ["train/0#1", "train/0#2", "train/1#1", "train/1#2"]
+    for at, position in enumerate(whole.positions):
+        assert child.read(f"owner/{ending}", position).ids == whole.ids[at + 1 :]
 
 
-def test_no_such_data_set_is_known_before_anything_is_loaded(fake: Hub, monkeypatch) -> None:
-    class RepositoryNotFoundError(OSError):
-        pass
-
-    def commit_of(*_: object) -> str:
-        raise RepositoryNotFoundError("404")
-
-    monkeypatch.setattr(hub, "commit_of", commit_of)
-    fake.serve(lambda: Stream(ROWS))
-    with pytest.raises(SourceError, match="no such data set on the hub"):
-        next(fake.source().read({}))
-    assert fake.asked == []
+def test_options_of_a_card_are_left_to_the_library(hub: HubServer, child: Child) -> None:
+    configs = [{"config_name": "default", "data_files": "a.json", "field": "rows"}]
+    hub.add("owner/inner", {"a.json": b'{"rows": [{"text": "one"}, {"text": "two"}]}', "README.md": card(configs=configs)})
+    assert child.read("owner/inner").texts == ["one", "two"]
 
 
-def test_offline_fails_before_anything_is_loaded(fake: Hub, monkeypatch) -> None:
-    monkeypatch.setattr(hub, "unreachable", lambda: "no route")
-    fake.serve(lambda: Stream(ROWS))
-    with pytest.raises(SourceError, match=r"the Hugging Face hub cannot be reached \(no route\)"):
-        next(fake.source().read({}))
-    assert fake.asked == []
+def test_a_file_without_rows(hub: HubServer, child: Child) -> None:
+    hub.add("owner/empty", {"a.parquet": no_rows(), "b.parquet": packed([{"text": "x"}], "parquet")})
+    assert child.read("owner/empty").ids == ["b.parquet#1"]
 
 
-# ---- reachability, against a server of our own ----
+def no_rows() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), sink)
+    return sink.getvalue()
 
 
-@pytest.fixture
-def reach(monkeypatch) -> Iterator[Callable[[str], str | None]]:
-    from huggingface_hub import constants
-
-    monkeypatch.undo()
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hub, "REACH_S", 1.0)
-
-    def ask(endpoint: str) -> str | None:
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        hub.unreachable.cache_clear()
-        return hub.unreachable()
-
-    yield ask
-    hub.unreachable.cache_clear()
+# ---- what is pinned ----
 
 
-def test_a_port_where_nobody_listens(reach) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        assert "refused" in (reach(f"http://127.0.0.1:{taken.getsockname()[1]}") or "")
+def test_a_run_stays_at_its_commit_when_the_hub_moves_on(hub: HubServer, child: Child) -> None:
+    files, texts = corpus("parquet", rows=4)
+    repository = hub.add("owner/moving", files)
+    first = repository.refs["main"]
+    position = child.read("owner/moving").positions[5]
+    later = repository.commit({"data/train-0.jsonl": packed([{"text": "new"}], "jsonl")})
+    assert later != first
+    rest = child.read("owner/moving", position)
+    assert rest.texts == texts[6:]
+    assert {position["revision"] for position in rest.positions} == {first}
+    anew = child.read("owner/moving")
+    assert anew.texts == ["new"]
+    assert anew.positions[0]["revision"] == later
 
 
-def test_a_server_that_never_answers(reach) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        start = time.perf_counter()
-        assert reach(f"http://127.0.0.1:{silent.getsockname()[1]}") == "no answer within 1 s"
-        assert time.perf_counter() - start < 2.0
-        assert hub.unreachable() == "no answer within 1 s"  # asked once
-        assert time.perf_counter() - start < 2.0
-        for thread in threading.enumerate():
-            if thread.name == "hub-reach":
-                thread.join()
+def test_a_tag_is_pinned_to_its_commit(hub: HubServer, child: Child) -> None:
+    files, texts = corpus("jsonl", files=1, rows=3)
+    repository = hub.add("owner/tagged", files)
+    repository.refs["v1"] = repository.refs["main"]
+    repository.commit({"a.jsonl": b""})
+    read = child.read("owner/tagged", revision="v1")
+    assert read.texts == texts
+    assert read.positions[0]["revision"] == repository.refs["v1"]
 
 
-@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "503 Service Unavailable"])
-def test_any_answer_will_do(reach, status: str) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-
-        def answer() -> None:
-            connection, _ = server.accept()
-            with connection:
-                connection.recv(10_000)
-                connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        assert reach(f"http://127.0.0.1:{server.getsockname()[1]}") is None
-        thread.join()
+def test_a_commit_is_not_asked_for(hub: HubServer, child: Child) -> None:
+    files, texts = corpus("jsonl", files=1, rows=3)
+    commit = hub.add("owner/commit", files).refs["main"]
+    assert child.read("owner/commit", revision=commit).texts == texts
+    assert not [request for request in hub.requests if request.path == "/api/datasets/owner/commit"]
 
 
-def test_the_switch_of_the_library_is_honoured(reach, monkeypatch) -> None:
-    from huggingface_hub import constants
-
-    hub.unreachable.cache_clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert hub.unreachable() == "HF_HUB_OFFLINE is set"
-
-
-# ---- the library itself, over local files ----
-
-
-def write_shards(folder: Path, kind: str, shards: int = 3, rows: int = 30) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    texts = []
-    for shard in range(shards):
-        records = [{"text": f"shard {shard} row {n}", "n": n} for n in range(rows)]
-        texts += [record["text"] for record in records]
-        name = f"train-{shard:05}-of-{shards:05}"
-        if kind == "parquet":
-            pq.write_table(pa.Table.from_pylist(records), folder / f"{name}.parquet", row_group_size=7)
-        else:
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return texts
+def test_another_revision_in_the_preset_begins_anew(hub: HubServer, child: Child) -> None:
+    files, texts = corpus("jsonl", files=1, rows=3)
+    repository = hub.add("owner/changed", files)
+    first = repository.refs["main"]
+    second = repository.commit({"a.jsonl": packed([{"text": "new"}] * 5, "jsonl")})
+    position = child.read("owner/changed", revision=first).positions[1]
+    assert child.read("owner/changed", position, revision=first).texts == texts[2:]
+    read = child.read("owner/changed", position, revision=second)
+    assert read.texts == ["new"] * 5
+    assert read.notices == [
+        "source 'corpus': the preset names another revision than was read; it is read from the beginning"
+    ]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_the_real_library_resumes_exactly_at_every_row(tmp_path: Path, monkeypatch, every_resume, kind: str) -> None:
-    texts = write_shards(tmp_path / "set", kind, rows=10)
+# ---- what is downloaded ----
+
+
+def test_resuming_does_not_ask_again_for_what_was_read(hub: HubServer, child: Child) -> None:
+    child.set("lmloop.data.hub_files", BLOCK_BYTES=10_000, BUFFER_BYTES=10_000)
+    for form, at_most in (("parquet", 0.25), ("jsonl", 0.25), ("jsonl.gz", 1.1)):
+        files, texts = corpus(form, files=1, rows=3000, words=20, group=100)
+        hub.add(f"owner/large-{form}", files)
+        size = len(next(iter(files.values())))
+        hub.requests.clear()
+        whole = child.read(f"owner/large-{form}")
+        assert whole.texts == texts
+        assert size * 0.5 < hub.sent_bytes("/storage/") < size * 1.2
+        hub.requests.clear()
+        rest = child.read(f"owner/large-{form}", whole.positions[2699])
+        assert rest.texts == texts[2700:]
+        assert hub.sent_bytes("/storage/") < size * at_most, form  # a compressed file has no places to go to
+    child.set("lmloop.data.hub_files", BLOCK_BYTES=4 << 20, BUFFER_BYTES=256 << 10)
+
+
+def test_only_the_wanted_columns_are_downloaded(hub: HubServer, child: Child) -> None:
+    generator = random.Random(0)
+    rows = [{"vector": generator.randbytes(5000), "text": f"row {n}"} for n in range(400)]
+    hub.add("owner/columns", {"a.parquet": packed(rows, "parquet", group=200)})
+    child.set("lmloop.data.hub_files", BLOCK_BYTES=10_000)
+    assert len(child.read("owner/columns").texts) == 400
+    assert hub.sent_bytes("/storage/") < 200_000 < len(hub.repositories["owner/columns"].commits.popitem()[1]["a.parquet"])
+    child.set("lmloop.data.hub_files", BLOCK_BYTES=4 << 20)
+
+
+# ---- parts ----
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl.gz"])
+def test_parts_are_the_whole(hub: HubServer, child: Child, form: str) -> None:
+    files, texts = corpus(form, files=7, rows=4)
+    hub.add(f"owner/parts-{form}", files)
+    stream = child.open(f"owner/parts-{form}")
+    assert [stream.shard_count(limit) for limit in (1, 5, 7, 8, 100)] == [1, 5, 7, 7, 7]
+    whole = stream.take()
+    for count in (1, 2, 3, 7):
+        reads = [part.take() for part in stream.parts(count)]
+        assert [text for read in reads for text in read.texts] == texts
+        assert [name for read in reads for name in read.ids] == whole.ids
+    second = reads[1]
+    for at, position in enumerate(second.positions):
+        rest = child.open(f"owner/parts-{form}", position, part=(1, 7)).take()
+        assert rest.ids == second.ids[at + 1 :]
+
+
+def test_parts_are_opened_when_they_are_read(hub: HubServer, child: Child) -> None:
+    files, _ = corpus("parquet", files=4)
+    hub.add("owner/lazy", files)
+    stream = child.open("owner/lazy")
+    stream.take()
+    parts = stream.parts(4)
+    hub.requests.clear()
+    parts[2].take()
+    assert {request.path.rsplit("/", 1)[-1] for request in hub.requests} == {"train-00002-of-00004.parquet"}
+
+
+@pytest.mark.parametrize("total", range(1, 12))
+def test_parts_are_those_of_the_library(total: int) -> None:
+    files = [f"{index}" for index in range(total)]
+
+    def rows(files: list[str]) -> Any:
+        for file in files:
+            yield {"file": int(file)}
+
+    stream = datasets.IterableDataset.from_generator(rows, gen_kwargs={"files": files})
+    for count in range(1, total + 1):
+        theirs = [[row["file"] for row in stream.shard(count, index)] for index in range(count)]
+        assert theirs == [list(contiguous(total, index, count)) for index in range(count)]
+
+
+# ---- a folder that is laid out like a data set ----
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_local_folder(tmp_path: Path, every_resume, form: str) -> None:
+    files, texts = corpus(form, rows=5, group=2)
+    for name, contents in files.items():
+        path = tmp_path / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents)
     notices: list[str] = []
     section = HubSource.model_validate({"dataset": str(tmp_path / "set")})
     source = HubStream("local", section, Quarantine(None, 0.0), notices.append)
+    assert isinstance(source, ShardedSource)
     assert [d.text for d, _ in source.read({})] == texts
-    position = list(source.read({}))[14][1]
-    assert position["revision"] is None
-    assert len(json.dumps(position)) < 1000
-    every_resume(source, same_positions=False)  # the library has several spellings of one place
+    ids = every_resume(source)
+    assert ids[7] == f"data/train-00001-of-00003.{form}#3"
+    assert source.shard_count(2) == 2
+    assert [d.id for part in range(3) for d, _ in source.shard(part, 3).read({})] == ids
+    assert [d.progress for d, _ in source.read({})][-1] <= 1.0
+    assert next(source.read({}))[1]["revision"] is None
     assert notices == []
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_the_real_library_behind_a_hub_name(tmp_path: Path, monkeypatch, every_resume, kind: str) -> None:
-    texts = write_shards(tmp_path / "set", kind, rows=5)
-    real = datasets.load_dataset
-    files = sorted(str(path) for path in (tmp_path / "set").iterdir())
-
-    def load_dataset(path: str, name: str | None, *, revision: str | None, **named: Any) -> Any:
-        assert (path, name, revision) == ("owner/name", None, "commit-of-newest")
-        return real("parquet" if kind == "parquet" else "json", data_files={"train": files}, **named)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    section = HubSource.model_validate({"dataset": "owner/name"})
-    source = HubStream("owner/name", section, Quarantine(None, 0.0), print)
-    assert [d.text for d, _ in source.read({})] == texts
-    ids = every_resume(source, same_positions=False)
-    assert ids == [f"owner/name:train#{n + 1}" for n in range(15)]
-
-
-def test_a_split_that_the_real_library_does_not_find(tmp_path: Path) -> None:
-    write_shards(tmp_path / "set", "jsonl", 1, 2)
-    section = HubSource.model_validate({"dataset": str(tmp_path / "set"), "split": "nope"})
-    with pytest.raises(SourceError, match="Bad split: nope"):
+def test_a_local_folder_without_the_split(tmp_path: Path) -> None:
+    (tmp_path / "train-0.jsonl").write_bytes(packed([{"text": "x"}], "jsonl"))
+    section = HubSource.model_validate({"dataset": str(tmp_path), "split": "nope"})
+    with pytest.raises(SourceError, match=r"Bad split: nope. Available splits: \['train'\]"):
         next(HubStream("local", section, Quarantine(None, 0.0), print).read({}))

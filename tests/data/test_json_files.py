@@ -27,7 +27,7 @@ def line(text: str) -> bytes:
         (b'{"text": "a\0b"}\n', "not text (NUL bytes)"),
         (b"\0" * 4096 + b"\n", "not text (NUL bytes)"),
         (b'{"other": "a"}\n', "no field 'text'; there are: other"),
-        (b"\xff\xfe{}\n", "UTF-16; convert the file to UTF-8"),
+        (b"\xff\xfe{}\n", "not UTF-8 (byte 0xff)"),
     ],
 )
 def test_a_bad_line_is_set_aside_and_the_rest_kept(tmp_path: Path, opened, row: bytes, reason: str) -> None:
@@ -115,12 +115,12 @@ def test_every_spelling_of_the_same_records(tmp_path: Path, opened, every_resume
         (
             '[{"text": "a"},\n {"text": "b"},\n {"text": "c',
             ["a", "b"],
-            [(3, "not JSON: Unterminated string starting at at character 10; nothing after it is read (line 3)")],
+            [(3, "not JSON: Unterminated string starting at at character 10 (line 3); nothing after it is read")],
         ),
         ('[{"text": "a"}', ["a"], [(2, "the file breaks off: its array is not closed")]),
-        ("[" * 100_000, [], [(1, "nested too deeply; nothing after it is read (line 1)")]),
+        ("[" * 100_000, [], [(1, "nested too deeply (line 1); nothing after it is read")]),
         ('broken\n{"text": "a"}\n{"text": "b"}\n', ["a", "b"], [(1, "not JSON: Expecting value at character 1")]),
-        ("junk", [], [(1, "not JSON: Expecting value at character 1; nothing after it is read (line 1)")]),
+        ("junk", [], [(1, "not JSON: Expecting value at character 1 (line 1); nothing after it is read")]),
     ],
 )
 def test_json_files_with_faults(tmp_path: Path, opened, data: str, texts: list[str], bad: list) -> None:
@@ -134,7 +134,7 @@ def test_json_array_that_is_not_utf8(tmp_path: Path, opened) -> None:
     (tmp_path / "a.json").write_bytes(b'[{"text": "\xff"}]')
     it = opened(tmp_path)
     assert it.texts() == {}
-    assert it.bad == [("a.json", 0, "not UTF-8 (byte 0xff at byte 11)")]
+    assert it.bad == [("a.json", 1, "not UTF-8 (byte 0xff); convert the file to UTF-8")]
 
 
 def test_unwanted_lines_are_not_parsed(tmp_path: Path, opened) -> None:

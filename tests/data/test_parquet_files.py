@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lmloop.confined import OutOfMemory
 from lmloop.data import parquet_files
+from lmloop.data.listing import Listed, open_regular
+from lmloop.data.parquet_files import Parquet
+from lmloop.data.reader import START, BadRow, Row
+from lmloop.data.records import RecordShape
 
 
 def write(path: Path, columns: dict, group: int = 100) -> None:
@@ -78,10 +85,48 @@ def test_a_missing_column(tmp_path: Path, opened) -> None:
     assert it.bad == [("a.parquet", 0, "no column 'text'; there are: body, n")]
 
 
-def test_held_groups_are_bounded(tmp_path: Path, monkeypatch, opened) -> None:
-    monkeypatch.setattr(parquet_files, "HELD_BYTES", 3000)
-    write(tmp_path / "a.parquet", {"text": ["x" * 100] * 100}, group=10)
+@pytest.mark.parametrize("confined", [True, False])
+def test_both_ways_of_reading_give_the_same(tmp_path: Path, confined: bool) -> None:
+    columns = {"text": ["a", None, "ä" * 3000, " ", "e"] * 50, "n": [1.5] * 250, "b": [b"\xff"] * 250}
+    write(tmp_path / "a.parquet", columns, group=70)
+    reader = Parquet(RecordShape(), confined=confined)
+    file = open_regular(Listed("a.parquet", str(tmp_path / "a.parquet"), 0))
+    with file.handle:
+        rows = list(reader.rows(file, START, None))
+        assert [row.number for row in rows] == list(range(1, 251))
+        assert all(isinstance(row, BadRow) == (row.number % 5 == 2) for row in rows)
+        assert [row.text for row in rows if isinstance(row, Row)] == ["a", "ä" * 3000, " ", "e"] * 50
+        assert list(reader.rows(file, (1, 3, 73), lambda number: number % 100 == 0)) == [rows[99], rows[199]]
+        assert list(reader.rows(file, rows[100].after, None)) == rows[101:]
+
+
+def test_a_process_that_gives_up_ends_the_file_only(tmp_path: Path, monkeypatch, opened) -> None:
+    write(tmp_path / "a.parquet", {"text": ["a"] * 20}, group=10)
+    write(tmp_path / "b.parquet", {"text": ["b"]})
+    call = parquet_files._decoder.call
+
+    def fails(*arguments: Any, timeout_s: float) -> Any:
+        if arguments[0].endswith("a.parquet") and arguments[2] is not None and arguments[3] == 1:
+            raise OutOfMemory("it needs more than 7 MB of memory")
+        return call(*arguments, timeout_s=timeout_s)
+
+    monkeypatch.setattr(parquet_files._decoder, "call", fails)
     it = opened(tmp_path)
-    assert len(it.texts()) == 100
-    held = it.source._records[".parquet"]._groups
-    assert 1 <= len(held) <= 3
+    assert list(it.texts().values()) == ["a"] * 10 + ["b"]
+    reason = "row group of 10 rows cannot be decoded after 0: it needs more than 7 MB of memory; nothing after it is read"
+    assert it.bad == [("a.parquet", 20, reason)]
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, opened) -> None:
+    write(tmp_path / "a.parquet", {"text": ["a"] * 2000}, group=500)
+    write(tmp_path / "other", {"text": ["b"] * 2000}, group=500)
+    it = opened(tmp_path)
+    texts = []
+    for document, _ in it.source.read({}):
+        if not texts:
+            os.utime(tmp_path / "other", (1, 1))
+            os.replace(tmp_path / "other", tmp_path / "a.parquet")
+            parquet_files._decoder.close()  # as if it had forgotten the file
+        texts.append(document.text)
+    assert set(texts) == {"a"}
+    assert [reason for _, _, reason in it.bad] == ["has changed while it was read; nothing after it is read"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmloop.data import text_files
+from lmloop.data import files, text_files
 
 Open = Callable[..., "object"]
 
@@ -106,10 +106,15 @@ def test_a_line_of_megabytes_is_cut_between_characters(tmp_path: Path, monkeypat
     assert it.bad == []
 
 
-def test_a_file_too_large_for_one_document(tmp_path: Path, monkeypatch, opened) -> None:
-    monkeypatch.setattr(text_files, "MAX_WHOLE_BYTES", 10)
-    (tmp_path / "a.txt").write_text("x" * 11)
+def test_a_file_too_large_for_one_document_is_read_in_pieces(tmp_path: Path, monkeypatch, opened, every_resume) -> None:
+    monkeypatch.setattr(files, "WHOLE_BYTES", 10)
+    monkeypatch.setattr(files, "PIECE_CHARACTERS", 4)
+    (tmp_path / "a.txt").write_text("abcdefghijk")
     (tmp_path / "b.txt").write_text("x" * 10)
     it = opened(tmp_path)
-    assert list(it.texts()) == ["b.txt"]
-    assert "set chunk_size" in it.bad[0][2]
+    assert it.texts() == {"a.txt@1": "abcd", "a.txt@2": "efgh", "a.txt@3": "ijk", "b.txt": "x" * 10}
+    assert it.bad == []
+    assert it.source.parents() == ["a.txt", "b.txt"]
+    (notice,) = it.notices
+    assert "a.txt (0 MB) is too large for one document" in notice
+    every_resume(it.source)

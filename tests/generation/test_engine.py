@@ -313,3 +313,20 @@ def test_autocast_writes_nearly_the_same(kind: str, tokenizer: Tokenizer) -> Non
     exact = Engine(model, tokenizer, CPU).generate(PROMPTS, GREEDY, 40)
     rounded = Engine(model, tokenizer, CPU, autocast=True).generate(PROMPTS, GREEDY, 40)
     assert any(one.text[:4] == other.text[:4] for one, other in zip(exact, rounded, strict=True))
+
+
+def test_several_processes_write_what_they_agree_on(tokenizer: Tokenizer) -> None:
+    """A rank whose arithmetic rounds otherwise writes the first one's tokens, and ends with it."""
+    options = GenerationSection(max_new_tokens=20)
+    model = model_of("decoder", tokenizer)
+    chosen: list[list[int]] = []
+
+    def note(tokens: list[int]) -> list[int]:
+        chosen.append(tokens)
+        return tokens
+
+    first = Engine(model, tokenizer, CPU, agree=note).generate(PROMPTS, options, seed=1)
+    steps = iter(chosen)
+    other = Engine(model_of("recurrent", tokenizer), tokenizer, CPU, agree=lambda tokens: next(steps))
+    assert [one.text for one in other.generate(PROMPTS, options, seed=1)] == [one.text for one in first]
+    assert next(steps, None) is None

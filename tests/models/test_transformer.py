@@ -197,7 +197,8 @@ def test_attention_in_blocks_equals_pytorchs(length: int, packed: bool) -> None:
     for kernel in ("blocks", "torch"):
         leaves = [x.clone().requires_grad_() for x in (query, key, value)]
         if kernel == "blocks":
-            mixed = attend_in_blocks(*leaves, mask)
+            bias = Context(torch.arange(length)[None], None, mask).bias_BHTS(torch.float64)
+            mixed = attend_in_blocks(*leaves, bias)
         else:
             context = Context(torch.arange(length)[None], None, mask)
             mixed = attend(*leaves, context).view(2, length, 4, 8).transpose(1, 2)

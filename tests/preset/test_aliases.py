@@ -11,7 +11,7 @@ from lmloop.preset.check import check
 from lmloop.preset.reading import load_preset
 from lmloop.preset.schema import Preset
 from lmloop.preset.shape import leaves, node_at, properties, root, sections
-from lmloop.preset.sources import FilesSource, HubSource
+from lmloop.preset.sources import FilesSource, HubSource, PdfSource
 
 SOURCES = {"data": {"sources": ["wikipedia"]}}
 
@@ -52,6 +52,7 @@ AUXILIARY = """
 }
 """
 
+PDF_SOURCE = '{ "type": "pdf", "path": "./my_pdfs" }'
 HF_SOURCE = '{ "type": "hf", "dataset": "owner/name", "split": "train", "text_field": "text" }'
 
 
@@ -102,6 +103,11 @@ def test_the_auxiliary_section_loads_unchanged(tmp_path: Path) -> None:
     written = json.loads("{" + AUXILIARY + "}")["auxiliary"]
     assert preset.auxiliary.model_dump() == written
     assert len(preset.auxiliary.enabled) == 5
+
+
+def test_a_source_of_pdfs_loads_unchanged(tmp_path: Path) -> None:
+    text = '{"name": "books", "data": {"sources": [' + PDF_SOURCE + ', "wikipedia"]}}'
+    assert load(tmp_path, text).preset.data.sources == [PdfSource(type="pdf", path="./my_pdfs"), "wikipedia"]
 
 
 def test_a_data_section_with_a_hub_source_loads_unchanged(tmp_path: Path) -> None:
@@ -317,7 +323,7 @@ def test_no_alias_hides_a_key_and_none_is_refused_too() -> None:
     assert not keys & set(ALIASES)
     assert not keys & set(UNSUPPORTED)
     assert not set(ALIASES) & set(UNSUPPORTED)
-    names = [key for node in sections().values() for key in properties(node)]
+    names = [key for name, node in sections().items() for key in properties(node) if f"{name}.{key}" in flat_keys().values()]
     assert len(names) == len(set(names)), "a key that two sections have cannot stand at the top level"
 
 

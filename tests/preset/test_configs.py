@@ -12,7 +12,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def test_all_of_them_load_without_a_note() -> None:
     listed = list_presets(CONFIGS)
-    assert [path.name for path, _ in listed] == ["00_best_general.json", "01_best_qa.json", "my_files.json", "tiny_gpt.yaml"]
+    names = ["00_best_general.json", "01_best_qa.json", "my_files.json", "pdf_library.json", "tiny_gpt.yaml"]
+    assert [path.name for path, _ in listed] == names
     for path, entry in listed:
         assert isinstance(entry, LoadedPreset), entry
         assert entry.preset.name == path.stem
@@ -62,6 +63,13 @@ def test_the_line_that_tiny_gpt_offers_in_a_comment_works(tmp_path: Path) -> Non
     text = text.replace("    - python_stdlib\n", "    - { type: files, path: ./my_text.txt }\n")
     (tmp_path / "mine.yaml").write_text(text)
     assert load_preset(tmp_path / "mine.yaml").preset.data.sources == [FilesSource(type="files", path="./my_text.txt")]
+
+
+def test_pdf_library_reads_a_folder() -> None:
+    preset = load_preset(CONFIGS / "pdf_library.json").preset
+    values = resolved(preset)["data"]["sources"]
+    assert [(source["type"], source["path"], source["chunk_size"]) for source in values] == [("pdf", "./my_pdfs", 5000)]
+    assert preset.train.epochs is not None
 
 
 def test_my_files_reads_a_folder() -> None:

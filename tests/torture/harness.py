@@ -207,16 +207,18 @@ def differences(one: Path, other: Path) -> list[str]:
 def _state_differences(one: Path, other: Path) -> list[str]:
     import torch
 
-    states = []
-    for path in (one, other):
-        state = torch.load(path, weights_only=True, map_location="cpu")
+    return state_differences(*(torch.load(path, weights_only=True, map_location="cpu") for path in (one, other)))
+
+
+def state_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs between two states, but for timings. They are changed."""
+    for state in (one, other):
         state["progress"]["elapsed_s"] = 0.0
         for key in ("seconds", "waited_s"):
             state["progress"]["interval"].pop(key, None)
         state["progress"]["last_step"].pop("memory_bytes", None)
         del state["files"]  # offsets: timings have more or fewer digits
-        states.append(state)
-    return _walk(states[0], states[1], "")
+    return _walk(one, other, "")
 
 
 def _walk(one: Any, other: Any, where: str) -> list[str]:

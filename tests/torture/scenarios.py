@@ -19,8 +19,10 @@ import lmloop.generation.engine
 import lmloop.run
 import lmloop.tokens.feed
 import lmloop.training.checkpoint
-import lmloop.training.loop
+import lmloop.training.trainee
 from lmloop import durable
+from tests.distributed import faults
+from tests.distributed import harness as ranks_harness
 from tests.torture.harness import differences, in_child, prepare, run_to_end, start, tiny_preset, wait
 
 
@@ -148,13 +150,13 @@ def in_step(at: int, action: Callable[[], None]) -> Callable[[], None]:
     strike = _strike(at, action)
 
     def install() -> None:
-        inner = lmloop.training.loop.Trainee.forward
+        inner = lmloop.training.trainee.Trainee.forward
 
         def forward(self: Any, batch: Any) -> Any:
             strike()
             return inner(self, batch)
 
-        lmloop.training.loop.Trainee.forward = forward  # type: ignore[method-assign]
+        lmloop.training.trainee.Trainee.forward = forward  # type: ignore[method-assign]
 
     return install
 
@@ -355,10 +357,10 @@ def record_documents(folder: Path) -> Callable[[], None]:
     def install() -> None:
         inner = lmloop.training.loop.Trainer._step
 
-        def step(self: Any, batches: Any, *args: Any) -> Any:
+        def step(self: Any, intake: Any, *args: Any) -> Any:
             with (folder / "documents.jsonl").open("a") as file:
-                file.write(json.dumps([batch.documents_B for batch in batches]) + "\n")
-            return inner(self, batches, *args)
+                file.write(json.dumps([batch.documents_B for batch in intake.batches]) + "\n")
+            return inner(self, intake, *args)
 
         lmloop.training.loop.Trainer._step = step  # type: ignore[method-assign]
 
@@ -420,7 +422,7 @@ def bad_numbers(folder: Path) -> Result:
 
     def poison(first: int, last: int, value: float) -> Callable[[], None]:
         def install() -> None:
-            inner = lmloop.training.loop.Trainee.forward
+            inner = lmloop.training.trainee.Trainee.forward
             calls = 0
 
             def forward(self: Any, batch: Any) -> Any:
@@ -431,7 +433,7 @@ def bad_numbers(folder: Path) -> Result:
                     return {name: replace(term, sum=term.sum * value) for name, term in terms.items()}
                 return terms
 
-            lmloop.training.loop.Trainee.forward = forward  # type: ignore[method-assign]
+            lmloop.training.trainee.Trainee.forward = forward  # type: ignore[method-assign]
 
         return install
 
@@ -472,6 +474,44 @@ def _finite_and_progress(path: Path) -> dict[str, Any]:
     return {"finite": finite, **{key: state["progress"][key] for key in ("skipped", "rollbacks", "rate_scale")}}
 
 
+def several_processes(folder: Path, *, timed: int, in_saves: int, seed: int = 0) -> Result:
+    """Two processes, whole and in parts: all of them or one killed at random times and inside saves; then on to the end."""
+    result, chance = Result(), random.Random(seed)
+    for parallel in ("ddp", "fsdp"):
+        changes: dict[str, Any] = {
+            "model": {"dropout": 0.1},
+            "train": {"parallel": parallel, "optimizer": "muon", "max_steps": 30, "save_every_steps": 4},
+        }
+        reference = ranks_harness.write(folder / f"{parallel}-reference", **changes)
+        duration_s = ranks_harness.run(reference).seconds
+
+        def once(name: str, fault: faults.Fault, kill: list[int], delay_s: float, reference: Path = reference) -> None:
+            case = folder / name
+            shutil.copytree(reference, case, ignore=shutil.ignore_patterns("run"))
+            going = ranks_harness.start(case, fault=fault)
+            if kill:
+                time.sleep(delay_s)
+                going.signal(signal.SIGKILL, *kill)
+            ended = going.wait(30.0)  # the one that is left ends by itself
+            result.cases += 1
+            result.note("killed" if -signal.SIGKILL in ended.statuses else "ended before the kill")
+            again = ranks_harness.start(case).wait()
+            if not again.whole:
+                result.failures.append(f"{name}: ended with {again.statuses}: {again.outputs[0][-600:]}")
+                return
+            result.failures += [f"{name}: {line}" for line in ranks_harness.differences(reference, case)[:3]]
+            shutil.rmtree(case)
+
+        for number in range(timed):
+            killed = chance.choice([[0, 1], [0], [1]])
+            once(f"{parallel}-time-{number}", ranks_harness.no_fault, killed, chance.uniform(0.0, 0.9 * duration_s))
+        for number in range(in_saves):
+            rank = chance.randrange(2 if parallel == "fsdp" else 1)
+            fault = partial(faults.in_save, on=rank, at=chance.randrange(1, 100), what="SIGKILL")
+            once(f"{parallel}-save-{number}", fault, [], 0.0)
+    return result
+
+
 def _await(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -506,4 +546,9 @@ SCENARIOS: dict[str, Scenario] = {
     "two_trainers": Scenario("two trainers, stale lock", two_trainers, two_trainers),
     "second_signal": Scenario("second signal", second_signal, second_signal),
     "bad_numbers": Scenario("NaN and infinity", bad_numbers, bad_numbers),
+    "several_processes": Scenario(
+        "kill -9 of one or both of two processes (DDP, FSDP), at random times and inside saves",
+        partial(several_processes, timed=30, in_saves=30),
+        partial(several_processes, timed=1, in_saves=1),
+    ),
 }

@@ -4,23 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from lmloop.tokens.batch import Batch
 from lmloop.training.boundary import Boundary
-from tests.training.trainers import Bench, Steps, random_batch
+from tests.training.trainers import Bench, Steps
 
 
 def no_stop() -> bool:
     return False
 
 
-def after(boundary: Boundary, batches: list[Batch], **changes: Any) -> None:
+def after(boundary: Boundary, source_rows: list[int], **changes: Any) -> None:
     """Take note of a step of two seconds, one of them spent waiting."""
     boundary.progress.step += 1
     boundary.progress.tokens += changes.get("tokens", 8)
     facts = {"epoch": 0, "seq_len": 4, "lr": 0.1, "grad_norm": 1.0, "stage": 0, "fraction": 0.5, "memory_bytes": 1}
-    boundary.after_step(batches, **{"loss": 1.0, "tokens": 8, "seconds": 2.0, "waited_s": 1.0, "facts": facts, **changes})
+    boundary.after_step(
+        source_rows, **{"loss": 1.0, "tokens": 8, "seconds": 2.0, "waited_s": 1.0, "facts": facts, **changes}
+    )
 
 
 def test_evaluation_and_log_come_at_their_steps(tmp_path: Path) -> None:
@@ -49,14 +49,12 @@ def test_a_line_says_what_happened_since_the_last_one(tmp_path: Path) -> None:
     bench = Bench(tmp_path, log_every_steps=3)
     boundary = bench.boundary
     boundary.source_names = ["one", "two"]
-    first = random_batch(3, 4, 1)
-    second = Batch(first.tokens_BT, first.targets_BT, first.weights_BT, None, torch.tensor([1, 1, 0]), first.documents_B)
-    after(boundary, [first], loss=3.0, tokens=10)
+    after(boundary, [3, 0], loss=3.0, tokens=10)
     assert boundary.pass_through(no_stop, final=False)
-    after(boundary, [second], loss=6.0, tokens=20)
+    after(boundary, [1, 2], loss=6.0, tokens=20)
     assert boundary.pass_through(no_stop, final=False)
     assert bench.lines() == []
-    after(boundary, [first], loss=None, tokens=30)  # a skipped update: trained on, but without a loss
+    after(boundary, [3, 0], loss=None, tokens=30)  # a skipped update: trained on, but without a loss
     assert boundary.pass_through(no_stop, final=False)
     (line,) = bench.lines()
     assert line["step"] == 3
@@ -70,7 +68,7 @@ def test_a_line_says_what_happened_since_the_last_one(tmp_path: Path) -> None:
         *("feed_wait", "memory_bytes", "sources", "elapsed_s", "skipped"),
     }
     for _ in range(3):
-        after(boundary, [first], loss=1.0)
+        after(boundary, [3, 0], loss=1.0)
         assert boundary.pass_through(no_stop, final=False)
     assert bench.lines()[1]["loss"] == 1.0  # the sums began anew
     assert bench.lines()[1]["sources"] == {"one": 1.0}
@@ -78,7 +76,7 @@ def test_a_line_says_what_happened_since_the_last_one(tmp_path: Path) -> None:
 
 def test_an_evaluation_adds_its_figures(tmp_path: Path) -> None:
     bench = Bench(tmp_path, losses=[1.5], eval_every_steps=1)
-    after(bench.boundary, [random_batch(1, 4, 1)])
+    after(bench.boundary, [1])
     assert bench.boundary.pass_through(no_stop, final=False)
     (line,) = bench.lines()
     assert line["val_loss"] == pytest.approx(1.5)
@@ -89,7 +87,7 @@ def test_an_evaluation_adds_its_figures(tmp_path: Path) -> None:
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     bench = Bench(tmp_path, losses=[1.5], eval_every_steps=1, sample_every_steps=1)
-    after(bench.boundary, [random_batch(1, 4, 1)])
+    after(bench.boundary, [1])
     for final in (False, False, True, True):
         assert bench.boundary.pass_through(no_stop, final=final)
     assert (bench.evaluated, len(bench.lines()), len(bench.lines("samples"))) == ([1], 1, 1)
@@ -97,7 +95,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
 
 def test_an_interrupted_evaluation_stays_due(tmp_path: Path) -> None:
     bench = Bench(tmp_path, losses=[None, 1.5], eval_every_steps=1)
-    after(bench.boundary, [random_batch(1, 4, 1)])
+    after(bench.boundary, [1])
     assert not bench.boundary.pass_through(no_stop, final=False)
     assert not bench.progress.boundary_done
     assert (bench.lines(), bench.progress.best_val_loss, bench.progress.last_eval_step) == ([], None, 0)
@@ -119,7 +117,7 @@ def test_an_evaluation_made_twice_counts_once(losses: list[float | None], tmp_pa
         early_stopping_evals=1,
     )
     for step in (1, 2):
-        after(bench.boundary, [random_batch(1, 4, step)])
+        after(bench.boundary, [1])
         done = bench.boundary.pass_through(no_stop, final=False)
         assert done == (step == 1)
     before = bench.progress.state_dict()

@@ -2,7 +2,7 @@
 
 import torch
 
-from lmloop.training.contents import on_cpu
+from lmloop.training.states import on_cpu
 
 
 def test_tensors_on_the_cpu_stay_the_same_objects() -> None:

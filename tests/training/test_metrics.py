@@ -126,3 +126,13 @@ def test_a_full_disk_makes_lines_wait_and_loses_none(tmp_path: Path, monkeypatch
     assert metrics.write({"step": 4}) is None
     assert steps(metrics.path) == [1, 2, 3, 4]
     assert metrics.offset == metrics.path.stat().st_size
+
+
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    metrics = MetricsFile(None)
+    assert metrics.write({"step": 1}) is None
+    assert metrics.truncate(500)
+    metrics.sync()
+    assert metrics.offset == 0
+    assert list(tmp_path.iterdir()) == []

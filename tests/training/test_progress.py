@@ -322,3 +322,19 @@ def test_without_a_block_an_announcement_is_a_line_on_standard_error(capfd: pyte
     display, _ = plain()
     display.announce("stopping")
     assert capfd.readouterr() == ("", "\nstopping\n")
+
+
+def test_a_silent_display_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    for console in (None, Console(file=sys.stdout, force_terminal=True)):
+        with Display(console=console, silent=True) as display:
+            display.status("opening the data")
+            display.start(FACTS)
+            display.step(LINE)
+            display.evaluation(EVALUATION)
+            display.sample("a", "b")
+            display.notice("a source is gone")
+            display.announce("stopping")
+            with display.busy("evaluating"):
+                display.tick(1, 0.5)
+            display.finish({"status": "finished"})
+    assert capfd.readouterr() == ("", "")

@@ -142,3 +142,13 @@ def test_the_file_is_strict_json(tmp_path: Path) -> None:
     record.start_session(0)
     assert "NaN" not in (tmp_path / "run.json").read_text()
     assert content(tmp_path)["machine"] == {"load": None, "folder": str(tmp_path)}
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = RunRecord(None, name="tiny", preset={}, preset_hash="")
+    record.start_session(0)
+    record.warn("something", step=1)
+    record.finish("finished", "done", to_step=3)
+    assert record.session["to_step"] == 3
+    assert list(tmp_path.iterdir()) == []

@@ -12,9 +12,9 @@ from lmloop.models.build import build_model
 from lmloop.optim.build import build_optimizer
 from lmloop.preset.compare import resolved
 from lmloop.preset.schema import Preset
-from lmloop.training.contents import load_optimizer
 from lmloop.training.resume import Carried, carry_over
 from lmloop.training.state import Progress
+from lmloop.training.states import load_optimizer
 from tests.torture.harness import tiny_preset
 
 PROGRESS = Progress(
@@ -44,9 +44,32 @@ def carried_over(changes: dict[str, Any], device: str = "cpu") -> Carried:
 
 def test_without_a_checkpoint_everything_is_new() -> None:
     carried = carry_over(None, preset_of(), device="cpu")
-    assert carried == Carried()
+    assert carried == Carried(global_batch_size=8)
+    assert carry_over(None, preset_of(), device="cpu", world=3).global_batch_size == 24
+    assert carry_over(None, preset_of({"train": {"global_batch_size": 5}}), device="cpu", world=3).global_batch_size == 5
     assert carried.progress == Progress()
     assert not carried.exact
+
+
+@pytest.mark.parametrize(
+    ("saved", "changes", "rows", "told"),
+    [
+        ({}, {}, 8, True),  # of a version that knew of one process only
+        ({"global_batch_size": 16}, {}, 16, True),
+        ({"global_batch_size": 16}, {"learning_rate": 0.5}, 16, True),
+        ({"global_batch_size": 16}, {"global_batch_size": 6}, 6, False),
+        ({"global_batch_size": 16}, {"per_gpu_batch_size": 3}, 3 * 2 * 2, False),
+        ({"global_batch_size": 16}, {"accumulation_steps": 1}, 4 * 1 * 2, False),
+    ],
+)
+def test_the_global_batch_stays_unless_the_preset_changes_it(
+    saved: dict[str, Any], changes: dict[str, Any], rows: int, told: bool
+) -> None:
+    state = {**state_of(preset_of()), **saved}
+    carried = carry_over(state, preset_of({"train": changes}), device="cpu", world=2)
+    assert carried.global_batch_size == rows
+    line = f"processes was 1, now 2{', ' if not changes else ': '}an update stays {rows} rows"
+    assert sum(line in notice for notice in carried.notices) == told
 
 
 def test_the_same_preset_goes_on_exactly() -> None:

@@ -136,3 +136,22 @@ def test_signal_to_a_forked_worker_is_not_the_trainers() -> None:
         assert not stop.requested
         os.close(reader)
         os.close(writer)
+
+
+def test_signals_that_follow_at_once_are_one_where_a_launcher_passes_them_on() -> None:
+    process, _ = start(POLITE.replace("StopRequest()", "StopRequest(one_signal_s=0.5)").replace("0.01", "1.5"))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0, errors
+    assert errors.count("stopping at the next step") == 1
+
+
+def test_a_signal_long_after_the_first_ends_at_once_under_a_launcher_too() -> None:
+    process, _ = start(DEAF.replace("StopRequest()", "StopRequest(one_signal_s=0.3)"))
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.6)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM

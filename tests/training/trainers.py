@@ -19,12 +19,15 @@ from lmloop.models.build import build_model
 from lmloop.objectives.language import LanguageObjective
 from lmloop.optim.build import build_optimizer
 from lmloop.preset.schema import ModelSection, TrainSection
+from lmloop.processes import ALONE
 from lmloop.tokens.batch import Batch
 from lmloop.training.boundary import Boundary
 from lmloop.training.checkpoint import CheckpointStore
 from lmloop.training.evaluate import Evaluation
-from lmloop.training.loop import Trainee, Trainer
+from lmloop.training.intake import Inlet
+from lmloop.training.loop import Trainer
 from lmloop.training.metrics import MetricsFile
+from lmloop.training.parallel import Alone
 from lmloop.training.progress import Display
 from lmloop.training.record import RunRecord
 from lmloop.training.schedule import Schedule
@@ -76,6 +79,18 @@ class Steps:
         self.given += 1
         self.lengths.append(length)
         return self.make(self.given)
+
+    def ballot(self) -> list[int]:
+        return []
+
+    def settle(self, ballot: list[int]) -> None:
+        assert ballot == []
+
+    def rewind(self) -> None:
+        self.given -= 1
+
+    def fingerprint(self) -> int:
+        return self.given
 
     def state_dict(self) -> dict[str, Any]:
         return {"given": self.given, "epoch": self.epoch}
@@ -142,21 +157,22 @@ class Bench:
             evaluator=None if losses is None else self._evaluate,
             sampler=sampler or (lambda stop: [("prompt", f"text of step {self.progress.step}")]),
             on_best=self.snapshots.best_reached,
+            notice=self.notices.append,
         )
         objective = LanguageObjective()
+        parallel = Alone(
+            lambda: self.model, lambda model: None, objective, processes=ALONE, device=torch.device("cpu"), bf16=False
+        )
         self.trainer = Trainer(
-            trainee=Trainee(self.model, objective),
-            model=self.model,
-            objective=objective,
+            parallel=parallel,
             optimizer=self.optimizer,
             feed=self.feed,
+            inlet=Inlet(self.feed, objective, sources=1, processes=ALONE, should_stop=should_stop),
             schedule=Schedule(self.section, seq_length=16, tokens_per_step=8),
             section=self.section,
             progress=self.progress,
             boundary=self.boundary,
             snapshots=self.snapshots,
-            device=torch.device("cpu"),
-            autocast=False,
             should_stop=should_stop,
         )
 
@@ -166,13 +182,15 @@ class Bench:
         self.evaluated.append(self.progress.step)
         return None if loss is None else Evaluation(loss * 100, 100, 300)
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any] | None) -> None:
+        assert state is not None
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def update(self, batches: list[Batch]) -> bool:
         """One update with these micro-batches."""
-        return self.trainer._step(batches, length=4, fraction=0.0, started=0.0, waited=0.0)
+        self.feed.make = lambda step: batches
+        return self.trainer._step(self.trainer.inlet.take(4), length=4, fraction=0.0, started=0.0, waited=0.0)
 
     def lines(self, name: str = "metrics") -> list[dict[str, Any]]:
         path = self.folder / f"{name}.jsonl"

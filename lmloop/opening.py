@@ -1,0 +1,78 @@
+"""A run's data, opened on every rank alike."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from lmloop.data.corpus import Corpus, open_corpus
+from lmloop.data.pins import FILE as PINS
+from lmloop.data.quarantine import Quarantine
+from lmloop.data.source import SourceError
+from lmloop.preset.schema import Preset
+from lmloop.processes import Processes
+from lmloop.tokens.build import build_tokenizer
+from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.training.evaluate import HeldOut, held_out
+
+_HELD_OUT = ("validation.jsonl", "test.jsonl", PINS)
+"""What is held out of streams, and at which commits they are, in the run's folder."""
+
+
+def open_together(preset: Preset, run_dir: Path, quarantine: Quarantine, processes: Processes) -> Corpus:
+    """Open the data on each rank: the first one's folder decides what is held out, and a source that one rank cannot read is
+    left out on all.
+
+    Raises:
+        ValueError, OSError: as from `open_corpus` on the rank that fails; on the others an OSError that names it.
+    """
+
+    def opened(folder: Path) -> Corpus:
+        seed, eval_tokens = preset.train.seed, preset.train.eval_tokens
+        return open_corpus(preset.data, seed=seed, eval_tokens=eval_tokens, run_dir=folder, quarantine=quarantine)
+
+    def opened_elsewhere(kept: dict[str, bytes]) -> Corpus:
+        # Other machines need not have the folder: what is held out is read from a copy, and nothing else is written there.
+        with tempfile.TemporaryDirectory() as copy:
+            for name, content in kept.items():
+                (Path(copy) / name).write_bytes(content)
+            return opened(Path(copy))
+
+    first = processes.together(lambda: opened(run_dir) if processes.first else None)
+    paths = [run_dir / name for name in _HELD_OUT]
+    kept = processes.on_first(lambda: {path.name: path.read_bytes() for path in paths if path.exists()})
+    return _common(processes.together(lambda: first or opened_elsewhere(kept)), processes)
+
+
+def _common(corpus: Corpus, processes: Processes) -> Corpus:
+    """Without the sources that some rank could not open."""
+    open_on = [set(names) for names in processes.gather([source.name for source in corpus.train])]
+    everywhere = set.intersection(*open_on)
+    if not everywhere:
+        raise SourceError("data.sources: there is no source that every process can read")
+    for source in corpus.train if processes.first else ():
+        if source.name not in everywhere:
+            rank = next(rank for rank, names in enumerate(open_on) if source.name not in names)
+            corpus.notices.append(f"left out: source '{source.name}' cannot be read by rank {rank}")
+    return replace(corpus, train=[source for source in corpus.train if source.name in everywhere])
+
+
+def tokenizer_together(saved: str | None, preset: Preset, corpus: Corpus, processes: Processes) -> Tokenizer:
+    """The tokenizer of the run, as a checkpoint has `saved` it, or new: then the first rank builds it for all."""
+    if saved is not None:
+        return Tokenizer.from_json(saved)
+    return Tokenizer.from_json(processes.on_first(lambda: build_tokenizer(preset.tokenizer, corpus.train).to_json()))
+
+
+def held_out_together(preset: Preset, corpus: Corpus, tokenizer: Tokenizer, processes: Processes) -> HeldOut:
+    """What is evaluated, as the first rank has read it."""
+    return processes.on_first(
+        lambda: held_out(
+            corpus.validation,
+            tokenizer,
+            length=preset.model.seq_length,
+            rows=preset.train.per_gpu_batch_size,
+            max_tokens=preset.train.eval_tokens,
+        )
+    )
