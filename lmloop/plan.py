@@ -77,6 +77,12 @@ def this_plan(loaded: LoadedPreset) -> Plan:
     return plan
 
 
+def require_from_scratch(preset: Preset) -> None:
+    """ValueError for a preset that fine-tunes: the models are there (`lmloop.models.pretrained`), the loop for them is not."""
+    if preset.model.pretrained is not None or preset.adapter is not None:
+        raise ValueError("model.pretrained, adapter: fine-tuning is not there yet: leave them out to train from scratch")
+
+
 def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, str]:
     """A line for each preset, by its file: this machine's cached plan, or a short measurement made now and kept."""
     machine, lines = this_machine(), dict[Path, str]()
@@ -167,6 +173,7 @@ def _stored(preset: Preset, vocab_size: int) -> tuple[int, int]:
 def _measure(
     preset: Preset, vocab_size: int, *, packed: bool, at_least_s: float, tokens: int, at_most_rows: int | None = None
 ) -> Plan:
+    require_from_scratch(preset)
     machine, train = this_machine(), preset.train
     use_machine(machine, train.threads)
     precision = pick_precision(train.precision, machine)

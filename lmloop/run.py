@@ -19,7 +19,7 @@ from lmloop.models.loading import load_weights, parameter_counts
 from lmloop.objectives.language import LanguageObjective
 from lmloop.opening import held_out_together, open_together, tokenizer_together
 from lmloop.optim.build import build_optimizer
-from lmloop.plan import forecast_line, remember_speed, require_room
+from lmloop.plan import forecast_line, remember_speed, require_from_scratch, require_room
 from lmloop.preset.reading import LoadedPreset, preset_hash, resolved
 from lmloop.preset.schema import Preset
 from lmloop.processes import ALONE, Processes, launched
@@ -59,6 +59,7 @@ def train(loaded: LoadedPreset, *, json_mode: bool = False, processes: Processes
         ValueError: the preset, its data or the folder's checkpoint do not allow it; nothing new is left on disk then.
         RankLostError: another process has ended.
     """
+    require_from_scratch(loaded.preset)
     run_dir = Path(loaded.preset.run_dir).expanduser()
     signals: dict[str, Any] = {}
     if launched():

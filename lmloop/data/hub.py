@@ -146,12 +146,19 @@ class HubStream:
     # ---- in a thread of its own, for it waits for the network ----
 
     def _blocks(self, position: Position) -> Iterator[list[_Item]]:
+        """Rows by the block, for handing over each would cost more than reading it."""
         block: list[_Item] = []
-        for item in self._items(position):
-            block.append(item)
-            if len(block) == _BLOCK_ROWS or _characters(block) > AHEAD_CHARACTERS // 8:
-                yield block
-                block = []
+        characters = 0
+        try:
+            for item in self._items(position):
+                block.append(item)
+                characters += _characters([item])
+                if len(block) == _BLOCK_ROWS or characters > AHEAD_CHARACTERS // 8:
+                    yield block
+                    block, characters = [], 0
+        except Exception:
+            yield block  # what came before a failure is good
+            raise
         if block:
             yield block
 
@@ -160,11 +167,13 @@ class HubStream:
         split = self._split(commit)
         files = contiguous(len(split.names), *self._part)
         first, start = files.start, START
-        if position:
-            first = split.names.index(position["file"]) if position["file"] in split.names else files.start
+        if position.get("file") in split.names:
+            first = max(split.names.index(position["file"]), files.start)
             a, b, c = position["place"]
-            start = (a, b, c) if first in files and split.names[first] == position["file"] else START
-        for index in range(max(first, files.start), files.stop):
+            start = (a, b, c) if split.names[first] == position["file"] else START
+        elif position:
+            self._notify(f"source '{self.name}': {position.get('file')} is gone; it is read from the beginning")
+        for index in range(first, files.stop):
             name = split.names[index]
             for row in split.rows(index, start):
                 after = {"revision": commit, "file": name, "place": list(row.after)}
@@ -175,7 +184,7 @@ class HubStream:
     def _where(self, position: Position) -> tuple[str | None, Position]:
         """The commit to read, and the position in it. What a preset says of a revision comes before a position's commit."""
         if self._is_local:
-            return None, position if "file" in position else {}
+            return None, position
         then = position.get("revision")
         if then is not None and self.section.revision is None:
             return then, position

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from lmloop.durable import require_space
 from lmloop.export.bundle import Bundle
 from lmloop.export.check import check_export
-from lmloop.export.exporter import Exporter, natural_kind
+from lmloop.export.exporter import DTYPES, Exporter, natural_kind
 from lmloop.export.gguf_file import GGUF
 from lmloop.export.hf import HuggingFace, write_json
 from lmloop.export.mlx import MLX
@@ -46,6 +47,7 @@ def export_bundle(bundle: Bundle, format: str, out: Path, quantize: str | None =
     if refused is not None:
         raise ValueError(f"{format}: {refused}")
     with published(out) as folder:
+        require_space(folder, _least_bytes(bundle, kind))
         exporter.write(bundle, kind, folder)
         try:
             check = check_export(bundle, exporter, kind, folder)
@@ -62,6 +64,12 @@ def export_bundle(bundle: Bundle, format: str, out: Path, quantize: str | None =
         "checks": check.lines(exporter),
         "notices": exporter.notes(bundle, kind),
     }
+
+
+def _least_bytes(bundle: Bundle, kind: str) -> int:
+    """The weights alone, at the fewest bytes that `kind` may mean."""
+    numbers = sum(tensor.numel() for tensor in bundle.weights.values())
+    return numbers * DTYPES[kind].itemsize if kind in DTYPES else numbers // 2
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:

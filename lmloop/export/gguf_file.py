@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,9 @@ step away. Those that end in 1 have an offset and 2^b - 1 steps from the smalles
 BLOCK = 32
 """Numbers that share a scale in the q types."""
 
+ROPE_FREQS = "rope_freqs.weight"
+"""Where llama.cpp looks for what its rotary frequencies are divided by."""
+
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "lm_head.weight")
 """Stay at 8 bits where the rest has fewer: each of their rows is a token, and there is no second chance."""
 
@@ -58,12 +62,14 @@ class GGUF(Exporter):
     def refusal(self, bundle: Bundle, kind: str) -> str | None:
         """An architecture, position scaling or tokenizer that llama.cpp lacks."""
         refused = shape_refusal(bundle.config)
-        if refused is None:
-            try:
-                vocabulary_of(bundle)
-            except ValueError as error:
-                return str(error)
-        return refused
+        if refused is not None:
+            return refused
+        try:
+            _names(bundle)
+            vocabulary_of(bundle)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def notes(self, bundle: Bundle, kind: str) -> list[str]:
         """Matrices that cannot be quantized, a sliding window, texts of which llama.cpp makes other tokens."""
@@ -90,42 +96,27 @@ class GGUF(Exporter):
         """Write NAME-KIND.gguf."""
         import gguf
 
-        shape, name_in_file = SHAPES[bundle.model_type], _names(bundle)
-        writer = gguf.GGUFWriter(str(folder / f"{bundle.name}-{kind}.gguf"), shape.arch)
-        writer.add_name(bundle.name)
-        writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_file_type(getattr(gguf.LlamaFileType, f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"))
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_vocab_size(bundle.rows)
-        shape.describe(writer, bundle.config)
-        vocabulary_of(bundle).write(writer, bundle)
-        divisors_E = llama3_divisors(bundle.config)
-        if divisors_E is not None:
-            divisors = divisors_E.numpy()
-            writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
-        for name, laid, number in self._entries(bundle, kind):
-            block, size = gguf.GGML_QUANT_SIZES[number]
-            size_bytes = laid.numel() // block * size
-            writer.add_tensor_info(name_in_file[name], laid.shape, np.dtype(np.float32), size_bytes, raw_dtype=number)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if divisors_E is not None:
-            writer.write_tensor_data(divisors_E.numpy())
-        for name, laid, number in self._entries(bundle, kind):  # one at a time: the file may be larger than the memory
-            require_finite(name, laid)
-            if number == gguf.GGMLQuantizationType.F16:
-                laid = rounded(name, laid, "f16")
-            writer.write_tensor_data(gguf.quants.quantize(laid.float().contiguous().numpy(), number))
-        writer.close()
-
-    def _entries(self, bundle: Bundle, kind: str) -> Iterator[tuple[str, Tensor, GGMLQuantizationType]]:
-        """Name, tensor as it lies in the file, and its type there."""
-        from gguf import GGMLQuantizationType
-
-        for name, tensor in bundle.weights.items():
-            laid = SHAPES[bundle.model_type].to_file(name, tensor, bundle.config)
-            yield name, laid, GGMLQuantizationType[_type_of(bundle, name, laid, kind).upper()]
+        shape = SHAPES[bundle.model_type]
+        with contextlib.closing(gguf.GGUFWriter(str(folder / f"{bundle.name}-{kind}.gguf"), shape.arch)) as writer:
+            writer.add_name(bundle.name)
+            writer.add_type(gguf.GGUFType.MODEL)
+            writer.add_file_type(getattr(gguf.LlamaFileType, f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"))
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            writer.add_vocab_size(bundle.rows)
+            shape.describe(writer, bundle.config)
+            vocabulary_of(bundle).write(writer, bundle)
+            for name, laid, number in _entries(bundle, kind):
+                block, size = gguf.GGML_QUANT_SIZES[number]
+                size_bytes = laid.numel() // block * size
+                writer.add_tensor_info(name, laid.shape, np.dtype(np.float32), size_bytes, raw_dtype=number)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, laid, number in _entries(bundle, kind):  # one at a time: the file may be larger than the memory
+                require_finite(name, laid)
+                if number == gguf.GGMLQuantizationType.F16:
+                    laid = rounded(name, laid, "f16")
+                writer.write_tensor_data(gguf.quants.quantize(laid.float().contiguous().numpy(), number))
 
     def tolerance(self, bundle: Bundle, kind: str) -> float:
         """Measured: f32 below 3e-6 (GPT-2 4e-4: llama.cpp's GELU is a table), f16 7e-4, bf16 6e-3, the q types 3e-2.
@@ -151,7 +142,20 @@ class GGUF(Exporter):
             given = shape.to_file(name, tensor, config).float()
             slack = _slack(given, found.tensor_type.name.lower())
             yield Stored(name, shape.from_file(name, wide, config), shape.from_file(name, slack, config))
-        assert set(tensors) <= {"rope_freqs.weight"}, sorted(tensors)
+        assert set(tensors) <= {ROPE_FREQS}, sorted(tensors)
+
+
+def _entries(bundle: Bundle, kind: str) -> Iterator[tuple[str, Tensor, GGMLQuantizationType]]:
+    """Name in the file, tensor as it lies there, and its type."""
+    from gguf import GGMLQuantizationType
+
+    divisors_E = llama3_divisors(bundle.config)
+    if divisors_E is not None:
+        yield ROPE_FREQS, divisors_E, GGMLQuantizationType.F32
+    name_in_file = _names(bundle)
+    for name, tensor in bundle.weights.items():
+        laid = SHAPES[bundle.model_type].to_file(name, tensor, bundle.config)
+        yield name_in_file[name], laid, GGMLQuantizationType[_type_of(bundle, name, laid, kind).upper()]
 
 
 def _type_of(bundle: Bundle, name: str, laid: Tensor, kind: str) -> str:

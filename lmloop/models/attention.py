@@ -46,7 +46,7 @@ def attend(query_BHTE: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, context: Co
     B, H, T, E = query_BHTE.shape
     slow_kernel = value_BKSE.dtype == torch.bfloat16 and value_BKSE.device.type == "cpu"
     if slow_kernel and context.causal and T <= MAX_TOKENS_IN_BLOCKS:
-        mixed_BHTE = attend_in_blocks(query_BHTE, key_BKSE, value_BKSE, context.bias_BHTS(value_BKSE.dtype))
+        mixed_BHTE = attend_in_blocks(query_BHTE, key_BKSE, value_BKSE, context.additive_mask(value_BKSE.dtype))
     else:
         mixed_BHTE = nn.functional.scaled_dot_product_attention(
             query_BHTE,
@@ -118,7 +118,9 @@ class _InBlocks(torch.autograd.Function):
         query_grad, key_grad, value_grad = torch.empty_like(query), torch.empty(0), torch.empty(0)
         for (start, stop), softmax in zip(reversed(_blocks(T)), reversed(softmaxes), strict=True):
             scores_grad = grad[:, start:stop] @ value[:, :stop].mT
-            scores_grad = torch._softmax_backward_data(scores_grad, softmax, -1, softmax.dtype)
+            scores_grad = torch._softmax_backward_data(  # pyright: ignore[reportPrivateImportUsage]
+                scores_grad, softmax, -1, softmax.dtype
+            )
             torch.mul(scores_grad @ key[:, :stop], ctx.scale, out=query_grad[:, start:stop])
             of_key, of_value = scores_grad.mT @ query[:, start:stop], softmax.mT @ grad[:, start:stop]
             if stop == T:  # the last block is the first one here, and has all keys

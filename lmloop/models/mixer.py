@@ -28,7 +28,7 @@ class Context:
     start: int = 0
     _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
-    def bias_BHTS(self, dtype: torch.dtype) -> Tensor | None:
+    def additive_mask(self, dtype: torch.dtype) -> Tensor | None:
         """The mask as something to add to scores, made once: 0, and minus infinity where a key is hidden."""
         if self.mask_BHTS is not None and dtype not in self._biases:
             zeros = torch.zeros_like(self.mask_BHTS, dtype=dtype)

@@ -102,10 +102,13 @@ def _json(path: Path | None) -> dict[str, Any]:
 
 
 def _backend(text: str) -> Backend:
+    """The library's tokenizer; one that it could not read again from a checkpoint (two tokens with one id) is refused."""
     try:
-        return Backend.from_str(text)
+        backend = Backend.from_str(text)
+        Backend.from_str(backend.to_str())
     except Exception as error:  # the library raises the base class
         raise ValueError(f"tokenizer.json: {error}") from None
+    return backend
 
 
 def _converted(path: str, revision: str | None) -> Backend:

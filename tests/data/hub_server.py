@@ -18,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.data.hub_repository import Repository, entry, tree
+
 DATA_ENDINGS = (".parquet", ".jsonl", ".gz", ".json", ".txt", ".zst")
 
 
@@ -55,32 +57,6 @@ class Fault:
     method: str = "GET"
     on_storage: bool | None = None
     served: int = 0
-
-
-class Repository:
-    """A data set: commits of files, of which `main` is the newest."""
-
-    def __init__(self, name: str, files: dict[str, bytes], *, gated: bool, private: bool) -> None:
-        self.name = name
-        self.gated = gated
-        self.private = private
-        self.commits: dict[str, dict[str, bytes]] = {}
-        self.refs: dict[str, str] = {}
-        self.commit(files)
-
-    def commit(self, files: dict[str, bytes]) -> str:
-        """A new commit on main that holds `files`; its id."""
-        digest = hashlib.sha1(f"{self.name} {len(self.commits)}".encode())
-        for path in sorted(files):
-            digest.update(path.encode() + hashlib.sha1(files[path]).digest())
-        commit = digest.hexdigest()
-        self.commits[commit] = dict(files)
-        self.refs["main"] = commit
-        return commit
-
-    def resolve(self, revision: str) -> str | None:
-        commit = self.refs.get(revision, revision)
-        return commit if commit in self.commits else None
 
 
 class HubServer:
@@ -307,13 +283,13 @@ class _Handler(BaseHTTPRequestHandler):
         files = repository.commits[commit]
         if words[0] == "tree":
             folder = "/".join(words[2:])
-            entries = _tree(files, folder, recursive="recursive=true" in self.path.lower())
+            entries = tree(files, folder, recursive="recursive=true" in self.path.lower())
             if entries is None:
                 raise _Refused(404, "EntryNotFound", f"{folder} does not exist on {words[1]}")
             return self._send_json(entries)
         if words[0] == "paths-info":
             asked = json.loads(self.body)["paths"]
-            return self._send_json([_entry(path, files[path]) for path in asked if path in files])
+            return self._send_json([entry(path, files[path]) for path in asked if path in files])
         raise _Refused(404, "", "Not found")
 
     def _file(self, repository: Repository, revision: str, path: str, fault: Fault | None) -> None:
@@ -419,25 +395,3 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(0.02)  # what was sent arrives before the reset
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
-
-
-def _entry(path: str, data: bytes) -> dict[str, Any]:
-    return {"type": "file", "oid": hashlib.sha1(data).hexdigest(), "size": len(data), "path": path}
-
-
-def _tree(files: dict[str, bytes], folder: str, *, recursive: bool) -> list[dict[str, Any]] | None:
-    """What is in a folder, as the hub lists it; None where there is no such folder."""
-    prefix = folder + "/" if folder else ""
-    inside = {path: data for path, data in files.items() if path.startswith(prefix)}
-    if folder and not inside:
-        return None
-    entries: dict[str, dict[str, Any]] = {}
-    for path in sorted(inside):
-        names = path[len(prefix) :].split("/")
-        for depth in range(1, len(names)):
-            name = prefix + "/".join(names[:depth])
-            if recursive or depth == 1:
-                entries.setdefault(name, {"type": "directory", "oid": "0" * 40, "size": 0, "path": name})
-        if recursive or len(names) == 1:
-            entries[path] = _entry(path, inside[path])
-    return list(entries.values())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import lmloop.durable
 from lmloop.cli import main
 from lmloop.export.consult import Consumer
 from lmloop.export.export import EXPORTERS, refusal
@@ -95,6 +96,15 @@ def test_an_error_is_one_line_and_leaves_nothing(words: list[str], said: str, ca
     assert said in captured.err
     assert captured.out == ""
     assert tree(Path()) == before
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmloop.durable, "free_bytes", lambda folder: 1_000)
+    assert main(["export", "first", "--format", "hf", "--out", str(tmp_path / "out")]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- what other programs lack ----

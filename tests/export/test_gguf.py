@@ -325,6 +325,11 @@ REFUSED: dict[str, tuple[Bundle, str, str]] = {
     "llama3 for qwen": (with_config("qwen3", **positions(rope_type="llama3")), "f32", "'llama3' is not carried"),
     "yarn's attention": (with_config("qwen3", **positions(rope_type="yarn", attention_factor=1.5)), "f32", "YaRN with"),
     "yarn's bounds": (with_config("qwen3", **positions(rope_type="yarn", beta_fast=16)), "f32", "YaRN with"),
+    "a tensor too many": (
+        dataclasses.replace(own("decoder"), weights={**own("decoder").weights, "value_head.weight": torch.ones(1, 64)}),
+        "f32",
+        "GGUF has no place for value_head.weight",
+    ),
     "K types": (own("decoder"), "q4_k_m", "llama-quantize IN.gguf OUT.gguf Q4_K_M"),
     "unknown type": (own("decoder"), "q7_0", "this format has f32, bf16, f16, q8_0, q5_1, q5_0, q4_1, q4_0"),
     "stops": (dataclasses.replace(own("decoder"), stops=(0, 1, 2, 3)), "f32", "three tokens"),

@@ -291,7 +291,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, 
 @pytest.mark.parametrize("kind", ["bytes", "marks"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
 @given(changes=CHANGES)
-@settings(SETTINGS, max_examples=500)
+@settings(SETTINGS, max_examples=25)
 def test_a_tokenizer_is_whole_or_refused(
     tokenizers: dict[str, dict[str, bytes]], kind: str, name: str, changes: list[Change]
 ) -> None:
@@ -318,3 +318,15 @@ def open_tokenizer(files: dict[str, bytes]) -> None:
             assert ids.max(initial=0) < it.vocab_size
             it.decode(ids)
             assert Tokenizer.from_json(it.to_json()).fingerprint == it.fingerprint
+
+
+def test_a_tokenizer_that_could_not_be_read_again_is_refused(tokenizers: dict[str, dict[str, bytes]]) -> None:
+    described = json.loads(tokenizers["bytes"]["tokenizer.json"])
+    vocabulary = described["model"]["vocab"]
+    merged = next(left + right for left, right in described["model"]["merges"])
+    vocabulary[merged] = vocabulary["a"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in {**tokenizers["bytes"], "tokenizer.json": json.dumps(described).encode()}.items():
+            (Path(folder) / name).write_bytes(content)
+        with pytest.raises(ValueError, match="out of vocabulary"):
+            read_folder(Path(folder))

@@ -197,7 +197,7 @@ def test_attention_in_blocks_equals_pytorchs(length: int, packed: bool) -> None:
     for kernel in ("blocks", "torch"):
         leaves = [x.clone().requires_grad_() for x in (query, key, value)]
         if kernel == "blocks":
-            bias = Context(torch.arange(length)[None], None, mask).bias_BHTS(torch.float64)
+            bias = Context(torch.arange(length)[None], None, mask).additive_mask(torch.float64)
             mixed = attend_in_blocks(*leaves, bias)
         else:
             context = Context(torch.arange(length)[None], None, mask)
