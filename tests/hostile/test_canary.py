@@ -367,7 +367,8 @@ def faults_of(text: str, name: str) -> list[str]:
             found.append(f"{name}:{call.lineno}: torch.load without weights_only=True")
         if called in ("numpy.load", "np.load") and option(call, "allow_pickle") not in (None, False):
             found.append(f"{name}:{call.lineno}: np.load with allow_pickle")
-        if called.endswith("import_module") and name not in IMPORTS_BY_NAME:
+        named_here = bool(call.args) and isinstance(call.args[0], ast.Constant)
+        if called.endswith("import_module") and not named_here and name not in IMPORTS_BY_NAME:
             found.append(f"{name}:{call.lineno}: imports by name")
         if option(call, "shell") is not None:
             found.append(f"{name}:{call.lineno}: {called} with a shell")

@@ -98,7 +98,9 @@ def test_positions_can_be_extended_in_place() -> None:
     model.extend_max_seq_len(40, seed=3)
     assert model.context_length == 40
     assert torch.equal(model.hidden(TOKENS), before_BTD)
-    model.hidden(torch.arange(40)[None]).sum().backward()
+    hidden_BTD = model.hidden(torch.arange(40)[None])
+    weights_BTD = torch.randn(hidden_BTD.shape, generator=torch.Generator().manual_seed(0))  # a plain sum is flat: a norm's
+    (hidden_BTD * weights_BTD).sum().backward()
     grad = model.get_parameter("transformer.wpe.weight").grad
     assert grad is not None
     assert grad.abs().sum(dim=1).gt(0).all()
