@@ -78,7 +78,7 @@ def this_plan(loaded: LoadedPreset) -> Plan:
 
 
 def require_from_scratch(preset: Preset) -> None:
-    """ValueError for a preset that fine-tunes: the models are there (`lmloop.models.pretrained`), the loop for them is not."""
+    """ValueError for a preset that fine-tunes: the models are there (`lmloop.models`), the loop for them is not."""
     if preset.model.pretrained is not None or preset.adapter is not None:
         raise ValueError("model.pretrained, adapter: fine-tuning is not there yet: leave them out to train from scratch")
 
