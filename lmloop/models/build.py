@@ -40,7 +40,7 @@ def build_model(
         bf16: products are computed in bf16: then a base under an adapter is kept in bf16 too.
         device: where a pretrained model is to be; a base in 4 bits is quantized there. Default: the CPU.
         saved_base: `base_identity` of a checkpoint from which the weights come. An adapter is refused on another base;
-            a model that was trained as a whole comes with arbitrary weights, and its base is not read.
+            a model that was trained as a whole comes with random weights, and its base is not read.
 
     Raises:
         ValueError: a pretrained model is not there, not whole, not the saved one, or cannot be trained here. One line.

@@ -26,7 +26,7 @@ def open_model(
     quantization: Any = None,
     device: torch.device | None = None,
 ) -> Any:
-    """The base as transformers' `PreTrainedModel`; without `weights`, of the right shapes with arbitrary numbers.
+    """The base as transformers' `PreTrainedModel`; without `weights`, of the right shapes with random numbers.
 
     Args:
         base: where it comes from.
@@ -39,7 +39,6 @@ def open_model(
         ValueError: transformers does not know it, or the files' tensors are not those that it needs. One line.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
 
     segment_attention.register()
     what = f"model.pretrained: {base.name}"
@@ -47,10 +46,8 @@ def open_model(
         config = _config(base, what)
         options = {"dtype": dtype, "trust_remote_code": base.trusted}
         if not weights:
-            with no_init_weights():
-                model = AutoModelForCausalLM.from_config(config, **options)
-            model.tie_weights()
-            return model
+            with torch.random.fork_rng(devices=[]):
+                return AutoModelForCausalLM.from_config(config, **options)
         opened: Any = AutoModelForCausalLM.from_pretrained(
             base.folder,
             config=config,

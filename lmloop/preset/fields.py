@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, le=10**15, strict=True)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**15, strict=True)]
+Characters = Annotated[int, Field(ge=0, le=10_000_000, strict=True)]
+"""Of one document, which is held in memory several times; 0: as many as there are."""
 Width = Annotated[int, Field(ge=1, le=65_536, strict=True)]
 Length = Annotated[int, Field(ge=1, le=16_777_216, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, strict=True, allow_inf_nan=False)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from lmloop.preset.fields import CountOrZero, Name, Section, Text
+from lmloop.preset.fields import Characters, Name, Section, Text
 
 Kind = Literal["chat", "messages", "sharegpt", "alpaca", "completion", "chatgpt", "claude", "pairs"]
 """What a record can hold besides a text: a conversation in one of these formats (`chat`: in whichever it is), or two
@@ -73,8 +73,10 @@ class FilesSource(RecordSource):
         description="Which files of a folder, for example `*.txt`, `**/*.{txt,md}`; default: every known kind, recursively.",
     )
     exclude: list[Name] = Field(default_factory=list, description="Patterns of files to leave out.")
-    chunk_size: CountOrZero = Field(
-        default=0, description="Characters of a document cut from a text file; 0: a file is one document."
+    chunk_size: Characters = Field(
+        default=0,
+        description="Characters of a document cut from a text file; 0: a file is one document, and one of more than 32 MB "
+        "is cut into documents of 4,000,000.",
     )
     data_type: Literal["auto", "text", "json", Kind] = Field(
         default="auto",
@@ -118,7 +120,7 @@ class PdfSource(SourceBase):
         "folder."
     )
     exclude: list[Name] = Field(default_factory=list, description="Patterns of files to leave out.")
-    chunk_size: CountOrZero = Field(
+    chunk_size: Characters = Field(
         default=5000,
         description="The most characters of a document, which has three fifths of them at the least and ends with a "
         "paragraph, a sentence or a word; 0: a file is one document.",
