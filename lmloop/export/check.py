@@ -12,6 +12,7 @@ well, and reported.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +97,7 @@ def check_export(bundle: Bundle, exporter: Exporter, kind: str, folder: Path) ->
     Raises:
         ValueError: they differ; one line that says in what.
     """
+    _conversation(bundle)  # a template that is broken is noticed here, whoever is installed
     check, tensors = _read_back(bundle, exporter, folder, keep=kind != natural_kind(bundle))
     unasked = "" if exporter.consumer.installed else f"it is not installed here; for that: {exporter.consumer.remedy}"
     need_bytes = sum(path.stat().st_size for path in folder.iterdir())
@@ -160,7 +162,7 @@ def questions_for(bundle: Bundle, exporter: Exporter) -> Questions:
         prompts=[list(prompt) for prompt in dict.fromkeys(map(tuple, prompts)) if prompt],
         new_tokens=min(NEW_TOKENS, context - 1),
         stops=list(bundle.stops),
-        messages=[] if _rendered(bundle) is None else list(MESSAGES),
+        messages=[] if _conversation(bundle) is None else list(MESSAGES),
         dtype=TORCH_NAMES[natural_kind(bundle)],
     )
 
@@ -188,7 +190,7 @@ def compare(
     for stop, count in zip(questions.stops, answers.forced, strict=True):
         if count:
             raise ValueError(f"{name} writes on after the end token {bundle.token(stop)!r}")
-    conversation = _rendered(bundle)
+    conversation = _conversation(bundle)
     if conversation is not None and answers.rendered != conversation:
         raise ValueError(f"{name} renders a conversation as {(answers.rendered or '')[:80]!r}, not {conversation[:80]!r}")
     nats = None
@@ -243,13 +245,18 @@ def _same_text(
     return len(tokens)
 
 
-def _rendered(bundle: Bundle) -> str | None:
-    """The conversation of MESSAGES in the chat template; None: there is none, or it depends on the day."""
+def _conversation(bundle: Bundle) -> str | None:
+    """MESSAGES in the chat template; None: there is none, or it depends on the day. ValueError: it cannot be used."""
     template = bundle.chat_template
     if template is None or "strftime_now" in template:
         return None
     named = {key: value for key, value in bundle.tokenizer_config.items() if key.endswith("_token")}
-    rendering = Untrusted(template, named)
+    return _rendered(template, tuple(named.items()))
+
+
+@functools.lru_cache(maxsize=4)
+def _rendered(template: str, named: tuple[tuple[str, str], ...]) -> str:
+    rendering = Untrusted(template, dict(named))
     try:
         messages = [(message["role"], message["content"]) for message in MESSAGES]
         text, *reason = rendering([(messages, True)])[0]

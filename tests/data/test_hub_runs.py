@@ -196,7 +196,7 @@ def test_a_stop_while_the_network_hangs_is_quick_saved_and_clean(hub: HubServer,
         asked = time.monotonic()
         process.send_signal(signal.SIGTERM)
         answer = json.loads(process.stdout.readline())
-        assert time.monotonic() - asked < 5.0
+        assert time.monotonic() - asked < 8.0
         assert answer["status"] == "stopped", answer
         assert answer["step"] in (steps, steps + 1)  # whose line may not have been written
         if workers == 0:
