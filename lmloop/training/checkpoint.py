@@ -35,8 +35,8 @@ from lmloop.training.manifest import Manifest, manifest_path, read_manifest, rea
 from lmloop.training.shards import Unusable, join, load_plain, remove_unnamed
 from lmloop.training.soundness import check_finite, check_plain, tensor_bytes
 
-FORMAT = 1
-"""Of the dictionary in a checkpoint."""
+FORMAT = 2
+"""Of the dictionary in a checkpoint. 2: the position in the data is one for each part of a source."""
 
 CURRENT = "lm_current.pth"
 PREVIOUS = "lm_prev.pth"
@@ -306,7 +306,7 @@ def _load_verified(stream: Any) -> dict[str, Any]:
     """The state in a file whose content a manifest vouches for; Unusable if it is none of ours all the same."""
     state = load_plain(stream)
     if isinstance(state, dict) and state.get("format", FORMAT) != FORMAT:
-        raise Unusable(f"it has format {state['format']}, this version reads format {FORMAT}: update lmloop")
+        raise Unusable(f"it has format {state['format']}, this version reads format {FORMAT}: use the version that wrote it")
     if not isinstance(state, dict) or "model" not in state:
         raise Unusable("it is not a checkpoint of this program: it has no 'model'")
     return state

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmloop.training.checkpoint import BEST, CURRENT, MIRROR, PREVIOUS, PREVIOUS_2, CheckpointError, CheckpointStore
+from lmloop.training.checkpoint import BEST, CURRENT, FORMAT, MIRROR, PREVIOUS, PREVIOUS_2, CheckpointError, CheckpointStore
 from lmloop.training.manifest import manifest_path, read_manifest
 from lmloop.training.soundness import NonFiniteError, tensor_bytes
 from tests.training.checkpoints import PRESET, is_tidy, kept_steps, loads, make_state, same, save
@@ -236,7 +236,8 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_format_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    CheckpointStore(tmp_path).save({"model": {}, "format": 2}, step=1, tokens=1, preset_hash="x")
-    with pytest.raises(CheckpointError, match="format 2, this version reads format 1"):
+@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
+def test_a_format_of_another_version_is_refused(tmp_path: Path, other: int) -> None:
+    CheckpointStore(tmp_path).save({"model": {}, "format": other}, step=1, tokens=1, preset_hash="x")
+    with pytest.raises(CheckpointError, match=f"format {other}, this version reads format {FORMAT}"):
         CheckpointStore(tmp_path).load()
