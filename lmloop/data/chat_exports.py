@@ -113,10 +113,10 @@ def read_claude(record: dict[str, Any]) -> tuple[Message, ...]:
 def _shown(entries: dict[int, dict[str, Any]], leaf: Any) -> list[int]:
     """Which entries are the branch that ends in `leaf`; all of them where the export does not say."""
     by_id = {entry.get("uuid"): index for index, entry in entries.items() if isinstance(entry.get("uuid"), str)}
-    if leaf not in by_id or not all("parent_message_uuid" in entry for entry in entries.values()):
+    if not isinstance(leaf, str) or leaf not in by_id or not all("parent_message_uuid" in e for e in entries.values()):
         return list(entries)
     path: list[int] = []
-    while leaf in by_id:
+    while isinstance(leaf, str) and leaf in by_id:
         if by_id[leaf] in path[-1:] or len(path) > len(entries):
             raise BadRecordError("chat_messages: they do not lead back to a first one")
         path.append(by_id[leaf])
