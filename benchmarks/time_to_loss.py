@@ -10,28 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import pickle
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.interleave import Measured, in_turns, ratio
+from benchmarks.nanogpt import NanoGPT, quiet
 from lmloop.hardware import this_machine
 from lmloop.preset.reading import presets_folder
 
-BLOCK = 64
-NANOGPT = [
-    "--device=cpu",
-    "--compile=False",
+RECIPE = [
     "--eval_iters=1",
     "--eval_interval=2000",
     "--always_save_checkpoint=True",
@@ -47,28 +40,6 @@ NANOGPT = [
 ]
 """The README's line, but for how often it evaluates and prints."""
 
-SCORE = """
-import json, sys, torch
-sys.path.insert(0, {checkout!r})
-from model import GPT, GPTConfig
-import numpy as np
-kept = torch.load({checkpoint!r}, map_location="cpu", weights_only=True)
-model = GPT(GPTConfig(**kept["model_args"])).eval()
-model.load_state_dict(kept["model"])
-ids = torch.from_numpy(np.fromfile({data!r}, dtype=np.uint16).astype(np.int64))
-total = count = 0
-with torch.no_grad():
-    for start in range(0, len(ids) - 1, 64 * 256):
-        piece = ids[start : start + 64 * 256 + 1]
-        rows = (len(piece) - 1) // 64
-        for x, y in ((piece[: rows * 64].view(-1, 64), piece[1 : rows * 64 + 1].view(-1, 64)),
-                     (piece[rows * 64 : -1].view(1, -1), piece[rows * 64 + 1 :].view(1, -1))):
-            if x.numel():
-                logits, loss = model(x, y)
-                total, count = total + loss.item() * y.numel(), count + y.numel()
-print(json.dumps({{"loss": total / count, "parameters": sum(p.numel() for p in model.parameters())}}))
-"""
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -79,45 +50,28 @@ def main() -> int:
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         peer, ours = NanoGPT(options.nanogpt, options.text, Path(folder)), Ours(options.text, Path(folder))
-        measured = in_turns({"nanoGPT": peer.run, "lmloop": ours.run}, options.rounds, console.print)
+        sides = {"nanoGPT": lambda number: peer_round(peer), "lmloop": ours.run}
+        measured = in_turns(sides, options.rounds, console.print)
     _show(measured, options.text.name)
     return 0
 
 
-class NanoGPT:
-    """The peer, in a copy of its checkout, since it reads its data from there."""
-
-    def __init__(self, checkout: Path, text: Path, folder: Path) -> None:
-        self.checkout = folder / "nanoGPT"
-        shutil.copytree(checkout, self.checkout, ignore=shutil.ignore_patterns(".git"))
-        self.data = self.checkout / "data" / "text"
-        self.data.mkdir()
-        content = text.read_text(encoding="utf-8")
-        letters = sorted(set(content))
-        number = {letter: index for index, letter in enumerate(letters)}
-        ids = np.array([number[letter] for letter in content], dtype=np.uint16)
-        cut = int(len(ids) * 0.9)
-        ids[:cut].tofile(self.data / "train.bin")
-        ids[cut:].tofile(self.data / "val.bin")
-        (self.data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(letters), "itos": letters, "stoi": number}))
-
-    def run(self, number: int) -> Mapping[str, float]:
-        """One training; its seed is set by the script itself, so rounds differ in nothing but time."""
-        out = self.checkout / "out"
-        arguments = ["config/train_shakespeare_char.py", *NANOGPT, "--dataset=text", f"--out_dir={out}"]
-        started = time.perf_counter()
-        _quiet([sys.executable, "train.py", *arguments], cwd=self.checkout)
-        seconds = time.perf_counter() - started
-        script = SCORE.format(checkout=str(self.checkout), checkpoint=str(out / "ckpt.pt"), data=str(self.data / "val.bin"))
-        answer = json.loads(_quiet([sys.executable, "-c", script]).splitlines()[-1])
-        return {"seconds": seconds, **answer}
+def peer_round(peer: NanoGPT) -> Mapping[str, float]:
+    """One training of nanoGPT; its seed is set by the script itself, so rounds differ in nothing but time."""
+    started = time.perf_counter()
+    peer.train(RECIPE)
+    return {"seconds": time.perf_counter() - started, **peer.score()}
 
 
 class Ours:
     """The preset, each round with a seed of its own and in a folder of its own."""
 
     def __init__(self, text: Path, folder: Path) -> None:
-        self.text, self.folder = text, folder
+        content = text.read_text(encoding="utf-8")
+        cut = int(len(content) * 0.9)  # where nanoGPT cuts
+        self.folder, self.train, self.validation = folder, folder / "train.txt", folder / "validation.txt"
+        self.train.write_text(content[:cut], encoding="utf-8")
+        self.validation.write_text(content[cut:], encoding="utf-8")
 
     def run(self, number: int) -> Mapping[str, float]:
         run = self.folder / f"run-{number}"
@@ -125,25 +79,21 @@ class Ours:
             "extends": str(presets_folder().resolve() / "tiny_fast.yaml"),
             "name": "time_to_loss",
             "output_dir": str(run),
-            "data": {"sources": [{"type": "files", "path": str(self.text.resolve())}]},
-            "train": {"seed": number},
+            "data": {
+                "sources": [{"type": "files", "path": str(self.train)}],
+                "validation": [{"type": "files", "path": str(self.validation)}],
+            },
+            "train": {"seed": number, "eval_tokens": 2_000},
         }
         path = self.folder / f"preset-{number}.json"
         path.write_text(json.dumps(preset))
         started = time.perf_counter()
-        _quiet([sys.executable, "-m", "lmloop.cli", "train", str(path), "--json"])
+        quiet([sys.executable, "-m", "lmloop.cli", "train", str(path), "--json"])
         seconds = time.perf_counter() - started
-        scored = _quiet([sys.executable, "-m", "lmloop.cli", "evaluate", str(run), "--checkpoint", "newest", "--json"])
-        answer = json.loads(scored)
+        whole = ["--data", str(self.validation), "--checkpoint", "newest", "--json"]
+        answer = json.loads(quiet([sys.executable, "-m", "lmloop.cli", "evaluate", str(run), *whole]))
         parts = json.loads((run / "run.json").read_text())["parameters"]
         return {"seconds": seconds, "loss": answer["cross_entropy"], "parameters": parts["total"]}
-
-
-def _quiet(command: list[str], cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=os.environ)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def _show(measured: Mapping[str, Measured], text: str) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lmloop.data.corpus import Corpus, open_corpus
 from lmloop.data.pins import FILE as PINS
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import SourceError
+from lmloop.models.opening_pretrained import require_base
 from lmloop.preset.schema import Preset
 from lmloop.processes import Processes
 from lmloop.tokens.build import build_tokenizer
+from lmloop.tokens.conversations import open_chats, with_template
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.evaluate import HeldOut, held_out
 
 _HELD_OUT = ("validation.jsonl", "test.jsonl", PINS)
 """What is held out of streams, and at which commits they are, in the run's folder."""
+
+ROWS_OF_EVALUATION = 8
+"""In one forward pass, where the preset says no number of rows."""
 
 
 def open_together(preset: Preset, run_dir: Path, quarantine: Quarantine, processes: Processes) -> Corpus:
@@ -58,21 +65,51 @@ def _common(corpus: Corpus, processes: Processes) -> Corpus:
     return replace(corpus, train=[source for source in corpus.train if source.name in everywhere])
 
 
-def tokenizer_together(saved: str | None, preset: Preset, corpus: Corpus, processes: Processes) -> Tokenizer:
-    """The tokenizer of the run, as a checkpoint has `saved` it, or new: then the first rank builds it for all."""
-    if saved is not None:
-        return Tokenizer.from_json(saved)
-    return Tokenizer.from_json(processes.on_first(lambda: build_tokenizer(preset.tokenizer, corpus.train).to_json()))
+def base_together(preset: Preset, state: Mapping[str, Any] | None, processes: Processes) -> None:
+    """Look at the pretrained model that the preset names, if it does, on each rank; `state`: of the run's checkpoint.
 
-
-def held_out_together(preset: Preset, corpus: Corpus, tokenizer: Tokenizer, processes: Processes) -> HeldOut:
-    """What is evaluated, as the first rank has read it."""
-    return processes.on_first(
-        lambda: held_out(
-            corpus.validation,
-            tokenizer,
-            length=preset.model.seq_length,
-            rows=preset.train.per_gpu_batch_size,
-            max_tokens=preset.train.eval_tokens,
+    Raises:
+        ValueError: it is not there, not whole, or another one than the run was begun on. One line.
+    """
+    if preset.model.pretrained is None:
+        return
+    saved = None if state is None else state.get("base")
+    if state is not None and saved is None:
+        raise ValueError(
+            f"model.pretrained: the model in {preset.run_dir} was trained from scratch: leave it out, or give this preset "
+            "another output_dir"
         )
-    )
+    processes.together(lambda: require_base(preset.model, preset.adapter, saved))
+
+
+def tokenizer_together(saved: str | None, preset: Preset, corpus: Corpus, processes: Processes) -> tuple[Tokenizer, str]:
+    """The tokenizer of the run, as a checkpoint has `saved` it, or new: then the first rank builds it for all. It carries
+    the template in which conversations are written; and what there is to say about that."""
+    if saved is None:
+        saved = processes.on_first(lambda: build_tokenizer(preset.tokenizer, corpus.train).to_json())
+    return with_template(preset.data, Tokenizer.from_json(saved), pretrained=preset.model.pretrained is not None)
+
+
+def held_out_together(
+    preset: Preset, corpus: Corpus, tokenizer: Tokenizer, quarantine: Quarantine, processes: Processes
+) -> HeldOut:
+    """What is evaluated, as the first rank has read it."""
+
+    def read() -> HeldOut:
+        chats = open_chats(
+            preset.data, tokenizer, seq_length=preset.model.seq_length, quarantine=quarantine, workers=0, cache_bytes=0
+        )
+        try:
+            return held_out(
+                corpus.validation,
+                tokenizer,
+                length=preset.model.seq_length,
+                rows=preset.train.rows_at_once(auto=ROWS_OF_EVALUATION),
+                max_tokens=preset.train.eval_tokens,
+                chats=chats,
+            )
+        finally:
+            if chats is not None:
+                chats.close()
+
+    return processes.on_first(read)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from lmloop.models.base import LanguageModel
 from lmloop.models.build import build_model
 from lmloop.models.loading import load_weights
@@ -48,11 +50,13 @@ def find_run(name: str | None) -> Path:
     raise ValueError(f"{name}: no checkpoint in this folder: a run's folder holds {CURRENT}")
 
 
-def load_trained(run_dir: Path, which: Literal["best", "newest"] = "best") -> Trained:
+def load_trained(run_dir: Path, which: Literal["best", "newest"] = "best", device: torch.device | None = None) -> Trained:
     """Load the best model of a run, or the newest one where there is no best yet; in evaluation mode, on the CPU.
 
+    An adapter is put beside its base, in full precision, or in 4 bits as it was trained; that is quantized on `device`.
+
     Raises:
-        ValueError: no checkpoint in the folder is valid.
+        ValueError: no checkpoint in the folder is valid, or the base of its adapter is gone or another one.
     """
     store = CheckpointStore(run_dir)
     loaded = store.load(which)
@@ -61,6 +65,13 @@ def load_trained(run_dir: Path, which: Literal["best", "newest"] = "best") -> Tr
     state = loaded.state
     preset = preset_from_resolved(state["preset"], origin=str(loaded.path))
     tokenizer = Tokenizer.from_json(state["tokenizer"])
-    model = build_model(preset.model, tokenizer.vocab_size, seed=0)
+    model = build_model(
+        preset.model,
+        tokenizer.vocab_size,
+        seed=0,
+        adapter=preset.adapter,
+        device=device if preset.adapter is not None and preset.adapter.quantize else None,
+        saved_base=state.get("base"),
+    )
     load_weights(model, state["model"])
     return Trained(run_dir, preset, model.eval(), tokenizer, loaded)

@@ -17,21 +17,27 @@ from lmloop.data.corpus import Corpus, open_corpus, open_held_out
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import SourceError
 from lmloop.generation.engine import Engine, Generation
+from lmloop.generation.prompts import as_prompts
 from lmloop.hardware import this_machine, use_machine
+from lmloop.models.prepared import can_prepare
 from lmloop.preset.schema import DataSection, GenerationSection
+from lmloop.tokens.conversations import answering_template, conversation_sources, open_chats
+from lmloop.tokens.template import ChatTemplate
 from lmloop.trained import Trained, find_run, load_trained
 from lmloop.training.evaluate import evaluate, held_out
 from lmloop.training.progress import visible
 
 Which = Literal["best", "newest"]
 
+_RECORDS = (".json", ".jsonl", ".parquet")
+
 
 def _open(run: str | None, which: Which) -> tuple[Trained, torch.device]:
-    trained = load_trained(find_run(run), which)
-    for notice in trained.checkpoint.notices:
-        print(notice, file=sys.stderr)
     machine = this_machine()
     use_machine(machine, None)
+    trained = load_trained(find_run(run), which, machine.torch_device)
+    for notice in trained.checkpoint.notices:
+        print(notice, file=sys.stderr)
     trained.model.to(machine.torch_device)
     return trained, machine.torch_device
 
@@ -40,8 +46,10 @@ def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str)
     """Evaluate a run's model on a file, or on a split of its own data; the whole of it, in fp32."""
     trained, device = _open(run, which)
     preset = trained.preset
+    section = preset.data
     if data is not None:
-        corpus = _whole(data)
+        section = _section_of(data, preset.data)
+        corpus = _whole(data, section)
     else:
         quarantine = Quarantine(None, preset.data.max_bad_fraction)
         corpus = open_held_out(preset.data, seed=preset.train.seed, run_dir=trained.run_dir, quarantine=quarantine)
@@ -51,7 +59,13 @@ def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str)
     length = preset.model.seq_length
     rows = max(16_384 // length, 1)
     limit = preset.train.eval_tokens if data is None and split == "validation" else None
-    held = held_out(sources, trained.tokenizer, length=length, rows=rows, max_tokens=limit)
+    quarantine = Quarantine(None, section.max_bad_fraction)
+    chats = open_chats(section, trained.tokenizer, seq_length=length, quarantine=quarantine, workers=0, cache_bytes=0)
+    try:
+        held = held_out(sources, trained.tokenizer, length=length, rows=rows, max_tokens=limit, chats=chats)
+    finally:
+        if chats is not None:
+            chats.close()
     result = evaluate(trained.model, held, device, autocast=False)
     if result is None:
         remedy = "give data.split.test a share and train anew" if split == "test" else "nothing in it can be read as text"
@@ -64,12 +78,19 @@ def evaluate_run(run: str | None, which: Which, *, data: str | None, split: str)
     }
 
 
-def _whole(data: str) -> Corpus:
-    """A file or folder, all of it to be evaluated on."""
+def _section_of(data: str, trained_on: DataSection) -> DataSection:
+    """A file or folder, all of it to be evaluated on; records hold conversations where the run was trained on some."""
     if not Path(data).expanduser().exists():
         raise ValueError(f"--data {data}: no such file or folder")
     source = {"type": "files", "path": data}
-    section = DataSection.model_validate({"sources": [source], "validation": [source]})
+    is_chat = conversation_sources(trained_on) and Path(data).suffix.lower() in _RECORDS
+    sources = [{**source, "data_type": "chat"} if is_chat else source]
+    like = {"template": trained_on.template, "train_on": trained_on.train_on}
+    return DataSection.model_validate({"sources": sources, "validation": sources, **like})
+
+
+def _whole(data: str, section: DataSection) -> Corpus:
+    """What `_section_of` describes, opened."""
     try:
         return open_corpus(
             section, seed=0, eval_tokens=0, run_dir=None, quarantine=Quarantine(None, section.max_bad_fraction)
@@ -101,27 +122,37 @@ def _options(trained: Trained, changes: dict[str, Any]) -> GenerationSection:
         ) from None
 
 
-def _engine(trained: Trained, device: torch.device) -> Engine:
-    precision = trained.checkpoint.state["precision"]
-    return Engine(trained.model, trained.tokenizer, device, autocast=precision == "bf16" and device.type == "cuda")
+def _engine(trained: Trained, device: torch.device, template: ChatTemplate | None) -> Engine:
+    bf16 = trained.checkpoint.state["precision"] == "bf16" and this_machine().bf16
+    return Engine(
+        trained.model,
+        trained.tokenizer,
+        device,
+        autocast=bf16 and (device.type == "cuda" or can_prepare(trained.model)),  # else the CPU casts weights at each token
+        stops=template.stop_ids if template else (),
+    )
 
 
 def generate_from_run(
     run: str | None, which: Which, *, prompts: list[str], changes: dict[str, Any], seed: int, json_mode: bool
 ) -> dict[str, Any]:
-    """Continue the prompts; streamed to the terminal when there is one prompt and nobody asked for JSON."""
+    """Continue the prompts, or answer them where the run was trained on conversations; streamed to the terminal when there
+    is one prompt and nobody asked for JSON."""
     trained, device = _open(run, which)
     options = _options(trained, changes)
-    engine = _engine(trained, device)
+    template = answering_template(trained.preset, trained.tokenizer, only_trained=True)
+    engine = _engine(trained, device, template)
+    given = as_prompts(prompts, template)
+    before = prompts if template is None else [f"{prompt}\n\n" if prompt else "" for prompt in prompts]
     if not json_mode and len(prompts) == 1:
-        stream = engine.stream(prompts[0], options, seed=seed)
-        _stream(prompts[0], stream)
+        stream = engine.stream(given[0], options, seed=seed)
+        _stream(before[0], stream)
         _say_dropped([stream.result], engine)
         return {}
-    written = engine.generate(prompts, options, seed=seed)
+    written = engine.generate(given, options, seed=seed)
     _say_dropped(written, engine)
     if not json_mode:
-        for prompt, one in zip(prompts, written, strict=True):
+        for prompt, one in zip(before, written, strict=True):
             print(f"{_shown(prompt + one.text)}\n")
         return {}
     answers = [
@@ -168,11 +199,13 @@ def chat_with_run(run: str | None, which: Which, *, changes: dict[str, Any], see
     from lmloop.generation.chat import chat
 
     trained, device = _open(run, which)
+    template = answering_template(trained.preset, trained.tokenizer)
     turns = chat(
-        _engine(trained, device),
+        _engine(trained, device, template),
         _options(trained, changes),
         Console(stderr=json_mode),
         title=f"{trained.run_dir} · step {trained.checkpoint.manifest.step:,}",
         seed=seed,
+        template=template,
     )
     return {"turns": turns}

@@ -56,7 +56,7 @@ def test_what_plan_prints_for_scripts(here: Path) -> None:
     plan = this_plan(loaded(here))
     assert set(json.loads(json.dumps(plan.as_dict()))) == {
         *("preset", "machine", "precision", "parameters", "parameters_by_part", "memory_bytes", "memory_by_part"),
-        *("disk_bytes", "tokens_per_s", "tokens", "seconds"),
+        *("trainable_parameters", "disk_bytes", "tokens_per_s", "tokens", "seconds"),
     }
     assert plan.tokens == 6 * 64
     assert plan.seconds == pytest.approx(plan.tokens / plan.tokens_per_s, abs=0.002)

@@ -16,6 +16,7 @@ from lmloop.data.shape import shape_of
 from lmloop.preset.reading import LoadedPreset, load_preset, preset_from_resolved, resolved
 from lmloop.preset.sources import HubSource
 from tests import pdfs
+from tests.finetuning import write_base, write_chats
 from tests.runs import lines
 from tests.torture.harness import write_corpus
 
@@ -34,9 +35,18 @@ def miniature(name: str, steps: int = 4) -> LoadedPreset:
     loaded = load_preset(CONFIGS / name)
     values = resolved(loaded.preset)
     for section, changes in MINIATURE.items():
-        values[section] |= changes
+        if section != "model" or values["model"]["pretrained"] is None:
+            values[section] |= changes
     values["train"] |= {**BUDGETS, "max_steps": steps}
     values["tokenizer"] |= {"train_bytes": 20_000, "vocab_size": 300}
+    if values["journal"] is not None:  # an entry after each update, which a tenth of the next may be
+        values["journal"] |= {"every_tokens": 100, "reflection_tokens": 40}
+        values["train"] |= {"sequence_schedule": [1, 8, 32]}
+    if values["model"]["pretrained"] is not None:  # a base that a user has made with `lmloop export`, say
+        if not Path("my_base").exists():
+            write_base(Path("my_base"), "llama" if "llama" in values["model"]["pretrained"] else "qwen3")
+        values["model"] |= {"pretrained": "./my_base", "seq_length": 96}
+        values["tokenizer"] |= {"path": "./my_base"}
     return LoadedPreset(preset_from_resolved(values, name), loaded.path)
 
 
@@ -54,7 +64,30 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_files" / "rows.jsonl").write_text(
         "".join(json.dumps({"text": f"row {number} of a table of words"}) + "\n" for number in range(30))
     )
+    for path in ("my_chats.jsonl", "training_data/sharegpt_format.jsonl"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        write_chats(tmp_path / path)
+    write_corpus(tmp_path / "training-data" / "books")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(
+        "".join(
+            json.dumps({"instruction": "What is two and two?", "input": f"{number}", "output": "Four. " * (number % 7 + 1)})
+            + "\n"
+            for number in range(60)
+        )
+    )
     return tmp_path
+
+
+OWN = (
+    "python_stdlib",
+    "./my_files",
+    "./training-data",
+    "./my_pdfs",
+    "./my_chats.jsonl",
+    "./training_data/sharegpt_format.jsonl",
+)
+"""Sources that need no network."""
 
 
 def test_there_is_a_preset() -> None:
@@ -75,10 +108,11 @@ def test_a_preset_trains_without_a_network(name: str, capsys: pytest.CaptureFixt
     trained = {source for line in metrics for source in line["sources"]}
     for source in loaded.preset.data.sources:
         known = source if isinstance(source, str) else getattr(source, "dataset", getattr(source, "path", ""))
-        offline = known not in ("python_stdlib", "./my_files", "./my_pdfs")
+        offline = known not in (*OWN, "./data/train.jsonl")
         assert (f"left out: source '{known}'" in said) == offline
         assert (known in trained) != offline
-    assert loaded.preset.tokenizer.type in ("char", "bpe")
+    if loaded.preset.adapter is not None:
+        assert (run / "adapter_model.safetensors").exists()
 
 
 def split_of_the_hub(section: HubSource, commit: str | None) -> Streamed:

@@ -25,6 +25,7 @@ GROUPS = (
     ("resumes",),
     ("two_trainers", "bad_numbers"),
     ("several_processes",),
+    ("finetuning",),
 )
 """What shares a process: PyTorch is imported once in each."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lmloop.check.counts import PartCounts
 from lmloop.preset.schema import Preset
-from lmloop.tokens.mixing import lane_weights
+from lmloop.tokens.mixing import lane_weights, replay_of
 from lmloop.training.schedule import Schedule
 
 
@@ -42,12 +42,16 @@ def budget_of(preset: Preset, parts: Sequence[PartCounts]) -> Budget:
     schedule = Schedule(preset.train, seq_length=preset.model.seq_length, tokens_per_step=per_step)
     names = [part.source for part in parts]
     sizes = [_size(part) for part in parts]
+    replay = replay_of(preset.data, names)
     weights = lane_weights(preset.data, names)
     sequential = preset.data.mix_strategy == "sequential"
-    readings = weights if sequential else [1.0] * len(parts)
+    # What is replayed ends no epoch, and comes on top of it.
+    readings = [0.0 if old else n if sequential else 1.0 for n, old in zip(weights, replay.is_old_S, strict=True)]
+    weights = replay.weights(weights, range(len(weights))).tolist()
     known = None not in sizes
     data_tokens = sum(size or 0 for size in sizes) if known else None
-    epoch_tokens = sum(round(n * (size or 0)) for n, size in zip(readings, sizes, strict=True)) if known else None
+    new_tokens = sum(round(n * (size or 0)) for n, size in zip(readings, sizes, strict=True))
+    epoch_tokens = round(new_tokens / (1.0 - replay.share)) if known else None
     run_tokens = steps = None
     if schedule.unit == "steps":
         run_tokens, steps = schedule.amount * per_step, schedule.amount
@@ -57,7 +61,9 @@ def budget_of(preset: Preset, parts: Sequence[PartCounts]) -> Budget:
         run_tokens, steps = schedule.amount * epoch_tokens, schedule.amount * math.ceil(epoch_tokens / per_step)
     by_source: dict[str, float | None] = {}
     for name, size, weight, reading in zip(names, sizes, weights, readings, strict=True):
-        if schedule.counts_epochs:
+        if not reading:
+            by_source[name] = run_tokens * weight / size if run_tokens and size else None
+        elif schedule.counts_epochs:
             by_source[name] = schedule.amount * reading
         elif sequential:
             by_source[name] = run_tokens / epoch_tokens * reading if run_tokens and epoch_tokens else None

@@ -16,8 +16,10 @@ import numpy as np
 from lmloop.data.document import Document, Position
 from lmloop.data.source import Source, one_line
 from lmloop.tokens.batch import RowBlock
+from lmloop.tokens.chat_packing import ChatLane
+from lmloop.tokens.conversations import ChatEncoder
 from lmloop.tokens.encoding import Encoder
-from lmloop.tokens.packing import Lane
+from lmloop.tokens.lanes import lane_of
 
 CHARACTERS_AT_MOST = 1_000_000_000
 """Of a part of a source as much is read when no number of documents was asked for."""
@@ -63,6 +65,10 @@ class PartCounts:
     documents: int = 0
     characters: int = 0
     too_short: int = 0
+    too_long: int = 0
+    """Conversations of which not even the first answer fits into a row: they are left out."""
+    cut_at_a_turn: int = 0
+    """Conversations whose last turns do not fit, and are left out."""
     tokens: int = 0
     """Positions of the rows without padding: each document's tokens and its end."""
     trained_tokens: int = 0
@@ -175,6 +181,7 @@ def count_part(
     counts: PartCounts,
     source: Source,
     encoder: Encoder,
+    chats: ChatEncoder | None = None,
     *,
     seq_length: int,
     min_text_length: int,
@@ -182,7 +189,8 @@ def count_part(
     see: Callable[[Document], None],
     show: Callable[[RowBlock], None],
 ) -> None:
-    """Read a part once and count it into `counts`, which holds what was counted also when this is interrupted.
+    """Read a part once, by `chats` where it holds conversations, and count it into `counts`, which holds what was counted
+    also when this is interrupted.
 
     `limit`: documents; None is all of them, up to CHARACTERS_AT_MOST. `see` gets each document that takes part, `show` the
     rows. A source that breaks off is on record as `counts.failure`.
@@ -196,7 +204,7 @@ def count_part(
             see(document)
 
     watched = Watched(source, look, limit, CHARACTERS_AT_MOST if limit is None else None)
-    lane = Lane(watched, encoder.tokenizer, min_text_length=min_text_length, encoder=encoder)
+    lane = lane_of(watched, encoder, chats, min_text_length=min_text_length)
     counter = RowCounter(counts, seq_length)
     try:
         while (block := lane.take_rows(seq_length, max(_TOKENS_AT_A_TIME // seq_length, 1))) is not None:
@@ -207,4 +215,6 @@ def count_part(
         counts.failure = one_line(error)
     finally:
         counter.close()
-        counts.too_short = lane.skipped
+        counts.too_short, counts.too_long = lane.skipped, lane.too_long
+        if isinstance(lane, ChatLane):
+            counts.cut_at_a_turn = lane.left_out["cut"]

@@ -25,6 +25,7 @@ from lmloop.plan import checkpoint_bytes
 from lmloop.preset.reading import LoadedPreset
 from lmloop.preset.schema import Preset
 from lmloop.tokens.build import build_tokenizer
+from lmloop.tokens.conversations import ChatEncoder, open_chats, with_template
 from lmloop.tokens.encoding import Encoder
 from lmloop.tokens.pretrained import read_folder
 from lmloop.tokens.tokenizer import Tokenizer
@@ -93,13 +94,15 @@ def _check(
     reading.doing("building the tokenizer")
     try:
         tokenizer = _tokenizer(findings, preset, run_dir, corpus)
+        length = preset.model.seq_length
+        chats = open_chats(preset.data, tokenizer, seq_length=length, quarantine=quarantine, cache_bytes=0)
     except ValueError as error:
         findings.problems.append(str(error))
         return
     findings.vocab_size = tokenizer.vocab_size
     findings.checkpoint_bytes, findings.free_bytes = checkpoint_bytes(preset, tokenizer.vocab_size), _free_bytes(run_dir)
     try:
-        _count(findings, preset, corpus, tokenizer, reading, limit=limit, samples=samples)
+        _count(findings, preset, corpus, tokenizer, chats, reading, limit=limit, samples=samples)
     finally:  # also of what was counted until Ctrl-C
         findings.notices += [notice for notice in corpus.notices if notice not in findings.notices]
         for source in findings.sources:
@@ -117,7 +120,10 @@ def _tokenizer(findings: Findings, preset: Preset, run_dir: Path, corpus: Corpus
         return read_folder(run_dir / "tokenizer")
     section = preset.tokenizer
     findings.tokenizer = section.path if section.path else f"{section.type}, built from this data"
-    return build_tokenizer(section, corpus.train)
+    built = build_tokenizer(section, corpus.train)
+    tokenizer, written_as = with_template(preset.data, built, pretrained=preset.model.pretrained is not None)
+    findings.notices += [written_as] if written_as else []
+    return tokenizer
 
 
 def _count(
@@ -125,6 +131,7 @@ def _count(
     preset: Preset,
     corpus: Corpus,
     tokenizer: Tokenizer,
+    chats: ChatEncoder | None,
     reading: Reading,
     *,
     limit: int | None,
@@ -146,7 +153,8 @@ def _count(
                 if part != "train":
                     held_out.add(origin)
                 counts = found.parts[part] = PartCounts(source.name, part)
-                sampler = Sampler(tokenizer, samples if part == "train" else 0)
+                is_chat = chats is not None and source.name in chats.names
+                sampler = Sampler(tokenizer, samples if part == "train" else 0, whole=is_chat)
                 reading.begin(source.name, part, counts)
 
                 def see(document: Document, origin: int = origin) -> None:
@@ -157,6 +165,7 @@ def _count(
                     counts,
                     source,
                     encoder,
+                    chats,
                     seq_length=preset.model.seq_length,
                     # held-out text is evaluated whatever its length
                     min_text_length=preset.data.min_text_length if part == "train" else 0,
@@ -167,6 +176,8 @@ def _count(
                 found.samples += sampler.samples()
     finally:
         encoder.close()
+        if chats is not None:
+            chats.close()
         reading.doing("looking for duplicates")
         for origin, repeats in fingerprints.repeats(held_out).items():
             findings.sources[origin // len(PARTS)].repeats[PARTS[origin % len(PARTS)]] = repeats

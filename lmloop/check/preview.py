@@ -53,7 +53,9 @@ class Sampler:
     spread over the source, whatever its size.
     """
 
-    def __init__(self, tokenizer: Tokenizer, samples: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, samples: int, *, whole: bool = False) -> None:
+        """`whole`: documents are never torn, as conversations are not."""
+        self._whole = whole
         self._tokenizer = tokenizer
         self._first: list[Row] = []
         self._later: deque[Row] = deque(maxlen=max(samples - 1, 0))
@@ -74,16 +76,17 @@ class Sampler:
 
     def samples(self) -> list[Sample]:
         """What was picked."""
-        return [sample_of(row, self._tokenizer, first=True) for row in self._first] + [
-            sample_of(row, self._tokenizer, first=False) for row in self._later
+        return [sample_of(row, self._tokenizer, first=True, whole=self._whole) for row in self._first] + [
+            sample_of(row, self._tokenizer, first=False, whole=self._whole) for row in self._later
         ]
 
 
-def sample_of(row: Row, tokenizer: Tokenizer, *, first: bool) -> Sample:
-    """A document of a row: the first, or the first that begins and ends in it, if there is one."""
+def sample_of(row: Row, tokenizer: Tokenizer, *, first: bool, whole: bool = False) -> Sample:
+    """A document of a row: the first, or the first that begins and ends in it, if there is one, as `whole` ones do."""
     candidates = [_stretch(row, segment, tokenizer) for segment in range(len(row.documents))]
-    whole = [c for c in candidates if c[1] and c[2]]
-    at, begins, ends = candidates[0] if first or not whole else whole[0]
+    untorn = [c for c in candidates if c[1] and c[2]]
+    at, begins, ends = candidates[0] if first or not untorn else untorn[0]
+    begins, ends = begins or whole, ends or whole
     start, stop = at.start, at.stop
     inputs, targets = row.tokens_T[start:stop].tolist(), row.targets_T[start:stop].tolist()
     trained = [False, *(row.weights_T[start:stop] > 0).tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lmloop.check.counts import PartCounts
 from lmloop.check.findings import NONE_REPEATED, PARTS, Findings, SourceFindings
 from lmloop.preset.schema import Preset
 from lmloop.training import figures
@@ -12,6 +13,9 @@ the model memorises. Real text is full of near repeats: a tenth of the files of 
 
 MAX_REPEATED = 0.5
 """Share of a source's training documents that may repeat earlier ones."""
+
+MAX_TOO_LONG = 0.5
+"""Share of a source's conversations that may be cut or left out since they are too long for a row."""
 
 NOTED_REPEATED = 0.05
 """Share from which repeated documents are worth a line."""
@@ -50,6 +54,8 @@ def _judge_parts(findings: Findings, source: SourceFindings) -> None:
                 "lower it, or leave the source out"
             )
     train = source.parts.get("train")
+    if train is not None and (train.too_long or train.cut_at_a_turn):
+        _judge_lengths(findings, source.name, train)
     if train is not None and train.documents and train.documents_without_training:
         share = train.documents_without_training / train.documents
         findings.warnings.append(
@@ -62,6 +68,18 @@ def _judge_parts(findings: Findings, source: SourceFindings) -> None:
             f"source '{source.name}': {source.quarantined:,} bad {'row' if source.quarantined == 1 else 'rows'} left out, "
             f"most often: {worst.reason} (first {worst.where})"
         )
+
+
+def _judge_lengths(findings: Findings, name: str, train: PartCounts) -> None:
+    """Conversations that do not fit into a row."""
+    count = train.documents + train.too_long
+    left_out, cut = (_share(number, number / count) for number in (train.too_long, train.cut_at_a_turn))
+    line = (
+        f"source '{name}': longer than model.seq_length {findings.seq_length:,}: {left_out} left out, since not even the "
+        f"first answer fits, {cut} cut at a turn"
+    )
+    too_many = train.too_long + train.cut_at_a_turn > MAX_TOO_LONG * count
+    (findings.problems if too_many else findings.warnings).append(f"{line}: raise it, or split them")
 
 
 def _judge_repeats(findings: Findings, source: SourceFindings) -> None:

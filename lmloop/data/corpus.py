@@ -61,6 +61,16 @@ def source_names(sources: Sequence[FilesSource | HubSource | PdfSource | str]) -
     return names
 
 
+def trained_sources(section: DataSection) -> list[FilesSource | HubSource | PdfSource | str]:
+    """What is trained on: `section.sources`, then what is replayed; they are named together."""
+    return [*section.sources, *(section.replay.sources if section.replay else ())]
+
+
+def replayed_names(section: DataSection) -> list[str]:
+    """The names of the sources that are replayed."""
+    return source_names(trained_sources(section))[len(section.sources) :]
+
+
 def source_weights(section: DataSection) -> list[float]:
     """The weight of each of `section.sources`: from `source_weights`, else its own. ValueError on an unknown name."""
     names = source_names(section.sources)
@@ -76,7 +86,7 @@ def source_weights(section: DataSection) -> list[float]:
 def open_corpus(
     section: DataSection, *, seed: int, eval_tokens: int, run_dir: Path | None, quarantine: Quarantine
 ) -> Corpus:
-    """Open every source by reading its first document, and split what is open.
+    """Open every source by reading its first document, and split what is open; sources that are replayed come last.
 
     seed: of `shuffle`. eval_tokens: how much is held out of a stream. run_dir: where that is kept; None writes nothing, and
     leaves streams unsplit. A source that cannot be read is dropped with a notice. SourceError when none is left;
@@ -86,9 +96,11 @@ def open_corpus(
         raise ValueError("data.sources is empty: name at least one source, for example 'python_stdlib'")
     opening = _Opening(quarantine, Pins(run_dir), run_dir)
     source_weights(section)  # names that do not exist are refused before anything is read
-    candidates = opening.sources(section.sources)
+    candidates, old = opening.trained(section)
     held_out = [] if section.validation is None else opening.live(opening.sources(section.validation), "data.validation")
     live = opening.live(candidates, "data.sources")
+    live += opening.live(old, "data.replay.sources") if old else []
+    candidates += old
     opening.keep_commits([*live, *held_out])
     shares = (section.split.validation if section.validation is None else 0.0, section.split.test)
     parts = _Parts(opening.notices, shares, seed if section.shuffle else None)
@@ -108,7 +120,8 @@ def open_held_out(section: DataSection, *, seed: int, run_dir: Path, quarantine:
     shares = (section.split.validation if section.validation is None else 0.0, section.split.test)
     parts = _Parts(opening.notices, shares, seed if section.shuffle else None)
     kept = [frozen.load(run_dir / f"{part}.jsonl") for part in ("validation", "test")]
-    for source in opening.sources(section.sources):
+    candidates, old = opening.trained(section)
+    for source in candidates + old:
         have = [part.get(source.name) for part in kept]
         held = None if have == [None, None] else HeldOut(have[0] or [], have[1] or [])
         try:
@@ -148,6 +161,11 @@ class _Opening:
             if isinstance(asked, HubSource):
                 self._asked[id(made[-1])] = asked
         return made
+
+    def trained(self, section: DataSection) -> tuple[list[Source], list[Source]]:
+        """The new sources and those that are replayed, none opened."""
+        made = self.sources(trained_sources(section))
+        return made[: len(section.sources)], made[len(section.sources) :]
 
     def keep_commits(self, live: Sequence[Source]) -> None:
         """Pin what is read of the hub. OSError."""

@@ -11,7 +11,7 @@ MARKS = frozenset({".lock", "lm_current.pth", "lm_prev.pth", "lm_best.pth"})
 
 _WRITTEN = re.compile(
     r"lm_.*|simple_lm_trained\.pth|\.lock|\..*\.tmp.*|tokenizer|shards|report\.html"
-    r"|(metrics|samples|quarantine|validation|test)\.jsonl|(run|preset|hub_commits)\.json"
+    r"|(metrics|samples|quarantine|validation|test)\.jsonl|(run|preset|hub_commits|comparison)\.json|journal\.md"
 )
 
 

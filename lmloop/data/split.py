@@ -15,6 +15,9 @@ from lmloop.data.source import Keep, SelectiveSource, Source
 NEAR_CHARACTERS = 200
 """A cut by position is moved on to the next line break if there is one within so many characters."""
 
+SHARD_CHARACTERS = 16_384
+"""A part of one document that is read by itself has at least so many."""
+
 
 def parent_hash(parent: str) -> int:
     """64 bits that depend on the parent's id only: neither on the seed nor on what else is in the corpus."""
@@ -50,10 +53,10 @@ def split(source: Source, validation: float, test: float, *, whole: Source | Non
     whole = whole or source
     parents = source.parents()
     assert parents is not None, f"{source.name} is a stream"
+    if len(parents) == 1 and (validation + test or source is whole):
+        return _cut(whole, parents[0], validation, test)
     if validation + test == 0 or not parents:
         return Split(source, None, None)
-    if len(parents) == 1:
-        return _cut(whole, parents[0], validation, test)
     validating, testing = share_counts(len(parents), validation, test)
     hashes = np.sort(np.fromiter(map(parent_hash, parents), dtype=np.uint64, count=len(parents)))
     low, high = int(hashes[validating]), int(hashes[validating + testing])
@@ -114,10 +117,24 @@ class PositionPart:
         """The one parent, which the parts of a cut share."""
         return [self._parent]
 
+    def shard_count(self, limit: int) -> int:
+        """As many as there are SHARD_CHARACTERS: an update is then made of different places of a long text, not of one."""
+        return min(max((self._end - self.first) // SHARD_CHARACTERS, 1), limit)
+
+    def shard(self, index: int, count: int) -> PositionPart:
+        """Part `index` of `count`, all of one length."""
+        first, length = self.first, self._end - self.first
+        beyond = self.beyond if index + 1 == count else first + length * (index + 1) // count
+        return PositionPart(self._source, self._parent, first + length * index // count, beyond, self._total)
+
+    @property
+    def _end(self) -> int:
+        return self.beyond if self.beyond is not None else max(self._total, self.first + 1)
+
     def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
         """One pass over the part."""
         seen = position.get("characters", 0)
-        beyond = self.beyond if self.beyond is not None else max(self._total, self.first + 1)
+        beyond = self._end
         for document, after in self._source.read(position.get("inner", {}), epoch):
             if self.beyond is not None and seen >= self.beyond:
                 return
@@ -138,6 +155,8 @@ def _cut(source: Source, parent: str, validation: float, test: float) -> Split:
     if any(document.messages or document.pair for document, _ in source.read({})):
         return Split(source, None, None)
     total = sum(len(document.text) for document, _ in source.read({}))
+    if validation + test == 0:
+        return Split(PositionPart(source, parent, 0, None, total), None, None)
     wanted = [round(total * (1.0 - validation - test)), round(total * (1.0 - test))]
     first, second = (_line_break(source, at, total) for at in wanted)
     if first <= 0 or first >= total:

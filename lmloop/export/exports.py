@@ -11,9 +11,10 @@ import torch
 
 from lmloop.durable import in_words
 from lmloop.export.export import export_bundle, lines_of, refusal
-from lmloop.export.own import bundle, bundle_of_run
+from lmloop.export.own import bundle, bundle_of_pretrained, bundle_of_run
 from lmloop.export.publish import read_record
 from lmloop.models.build import build_model
+from lmloop.models.pretrained import Pretrained
 from lmloop.preset.schema import ExportSection, Preset
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.trained import load_trained
@@ -24,8 +25,12 @@ def require_exportable(preset: Preset, tokenizer: Tokenizer) -> None:
     if not preset.export:
         return
     with torch.device("meta"):
-        model = build_model(preset.model, tokenizer.vocab_size, seed=0)
-    wanted = bundle(preset.name, preset.model, model, tokenizer, preset.generation)
+        model = build_model(preset.model, tokenizer.vocab_size, seed=0)  # an adapter is merged: the shapes are the base's
+    wanted = (
+        bundle_of_pretrained(preset, model, tokenizer)
+        if isinstance(model, Pretrained)
+        else bundle(preset.name, preset.model, model, tokenizer, preset.generation)
+    )
     for section in preset.export:
         refused = refusal(wanted, section.format, section.quantize)
         if refused is not None:

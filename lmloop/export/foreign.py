@@ -24,12 +24,15 @@ def bundle_of_transformers(
     *,
     prompts: tuple[str, ...] = (),
     chat_template: str | None = None,
+    stops: tuple[int, ...] = (),
+    sampling: dict[str, Any] | None = None,
     origin: dict[str, Any] | None = None,
 ) -> Bundle:
     """A causal language model of transformers (`PreTrainedModel`) with its tokenizer.
 
     The tokenizer goes on putting before a text what it put there so far. A text is ended by what the model's
-    generation_config says, and by the tokenizer's end-of-text token where that says nothing.
+    generation_config says, and by the tokenizer's end-of-text token where that says nothing; by `stops`, too. `sampling`:
+    how it writes, instead of as generation_config says.
 
     Raises:
         ValueError: the tokenizer has more tokens than the embedding has rows.
@@ -39,7 +42,8 @@ def bundle_of_transformers(
         raise ValueError(
             f"{name}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model's embedding {config['vocab_size']:,} rows"
         )
-    weights = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+    tensors = {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    weights = {key: tensor if tensor.is_meta else tensor.cpu() for key, tensor in tensors.items()}
     if config.get("tie_word_embeddings"):
         weights.pop("lm_head.weight", None)
 
@@ -50,10 +54,11 @@ def bundle_of_transformers(
         return _logits_of(built)
 
     backend = Backend.from_str(json.dumps(json.loads(tokenizer.to_json())["tokenizer"], ensure_ascii=False))
-    stops = getattr(model.generation_config, "eos_token_id", None)
-    stops = stops if isinstance(stops, list) else [tokenizer.eos_id if stops is None else stops]
-    stops = sorted(stops, key=lambda stop: stop != tokenizer.eos_id)  # the tokenizer's own first, the rest as they were
-    sampling = model.generation_config.to_diff_dict()
+    known = getattr(model.generation_config, "eos_token_id", None)
+    known = known if isinstance(known, list) else [tokenizer.eos_id if known is None else known]
+    # The tokenizer's own first, the rest as they were.
+    ends = sorted(dict.fromkeys([*known, *stops]), key=lambda stop: stop != tokenizer.eos_id)
+    written = model.generation_config.to_diff_dict() if sampling is None else sampling
     return Bundle(
         name=name,
         config=config,
@@ -62,8 +67,8 @@ def bundle_of_transformers(
         logits=_logits_of(model),
         rebuild=rebuild,
         prefix=tuple(backend.encode("").ids),
-        stops=tuple(stops),
-        sampling={key: value for key, value in sampling.items() if key not in (*_OF_THE_FILE, *_TOKENS)},
+        stops=tuple(ends),
+        sampling={key: value for key, value in written.items() if key not in (*_OF_THE_FILE, *_TOKENS)},
         prompts=prompts,
         chat_template=chat_template,
         origin=origin or {},

@@ -10,10 +10,14 @@ from torch import Tensor
 
 from lmloop.export.bundle import Bundle, Logits
 from lmloop.export.chat_format import chat_template
+from lmloop.export.foreign import bundle_of_transformers
+from lmloop.models.adapters import merge
 from lmloop.models.base import LanguageModel
 from lmloop.models.build import build_model
 from lmloop.models.loading import load_weights
-from lmloop.preset.schema import GenerationSection, ModelSection
+from lmloop.models.pretrained import Pretrained
+from lmloop.preset.schema import GenerationSection, ModelSection, Preset
+from lmloop.tokens.conversations import answering_template
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.trained import Trained
 
@@ -110,7 +114,38 @@ def bundle_of_run(trained: Trained) -> Bundle:
         "sha256": checkpoint.manifest.sha256,
     }
     preset = trained.preset
+    if isinstance(trained.model, Pretrained):
+        return bundle_of_pretrained(preset, trained.model, trained.tokenizer, origin)
     return bundle(preset.name, preset.model, trained.model, trained.tokenizer, preset.generation, origin)
+
+
+def bundle_of_pretrained(
+    preset: Preset, model: Pretrained, tokenizer: Tokenizer, origin: dict[str, Any] | None = None
+) -> Bundle:
+    """A model of transformers that was trained on, its adapter merged into the base, which is loaded afresh for that.
+
+    What ends an answer in the template that it is talked to in ends a text.
+
+    Raises:
+        ValueError: the base is gone or another one.
+    """
+    merges = model.adapter is not None and not model.head_weight().is_meta
+    template = answering_template(preset, tokenizer)
+    try:
+        stops = template.stop_ids if template else ()
+    finally:
+        if template is not None:
+            template.close()
+    return bundle_of_transformers(
+        preset.name,
+        merge(model) if merges else model.causal,
+        tokenizer,
+        prompts=tuple(preset.generation.prompts),
+        chat_template=chat_template(tokenizer, preset.generation.chat_format),
+        stops=tuple(stops),
+        sampling=sampling_config(preset.generation),
+        origin=origin,
+    )
 
 
 def bundle(

@@ -25,6 +25,8 @@ from lmloop.durable import atomic_write
 from lmloop.generation.conversation import Conversation, Reply
 from lmloop.generation.engine import Engine, Generation
 from lmloop.preset.schema import GenerationSection
+from lmloop.tokens.skeleton import ChatTemplateError
+from lmloop.tokens.template import ChatTemplate
 
 COMMANDS = {
     "/help": "this list",
@@ -48,6 +50,7 @@ def chat(
     seed: int = 0,
     read_line: Callable[[], str] | None = None,
     interactive: bool | None = None,
+    template: ChatTemplate | None = None,
 ) -> int:
     """Talk until the end of input; the number of messages that were answered.
 
@@ -58,6 +61,7 @@ def chat(
         title: what is talked to, for the header.
         seed: with the number of the reply it decides that reply's random numbers.
         read_line: gives the next line without its end, EOFError when there is none; default: standard input.
+        template: in which the conversation is written, instead of `chat_format`.
         interactive: with header, prompts and figures; default: both input and console are terminals.
 
     Raises:
@@ -66,7 +70,7 @@ def chat(
     if interactive is None:
         interactive = bool(sys.stdin.isatty() and console.is_terminal)
     read_line = read_line or (_terminal_reader(console) if interactive else _piped_reader())
-    return _Chat(engine, options, console, title, seed, read_line, interactive).run()
+    return _Chat(engine, options, console, title, seed, read_line, interactive, template).run()
 
 
 class _Chat:
@@ -81,8 +85,9 @@ class _Chat:
         seed: int,
         read_line: Callable[[], str],
         interactive: bool,
+        template: ChatTemplate | None,
     ) -> None:
-        self.conversation = Conversation(engine, options, seed)
+        self.conversation = Conversation(engine, options, seed, template)
         self.console = console
         self.aside = console if interactive else Console(stderr=True)  # of a pipe's output, all is replies
         self.title = title
@@ -105,9 +110,17 @@ class _Chat:
                 self._say("\nCtrl-C stops a reply; /exit or Ctrl-D leaves.")
                 continue
             if line.startswith("//") or (line and not line.startswith("/")):
-                self._answer(self.conversation.reply(line[1:] if line.startswith("//") else line))
+                self._reply(line[1:] if line.startswith("//") else line)
             elif line and self._command(*line.split(maxsplit=1)):
                 return self.answered
+
+    def _reply(self, message: str) -> None:
+        try:
+            reply = self.conversation.reply(message)
+        except ChatTemplateError as error:
+            self._say(f"The model's template refuses it: {error}")
+        else:
+            self._answer(reply)
 
     def _command(self, name: str, argument: str = "") -> bool:
         """Do what a line with a slash says; True: leave."""

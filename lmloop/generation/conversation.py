@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lmloop.data.document import Message
 from lmloop.generation.engine import Engine, Generation, Stream
+from lmloop.generation.prompts import Prompt
 from lmloop.preset.schema import GenerationSection
+from lmloop.tokens.template import ChatTemplate
 
 PLACE = "{user}"
 """Where `chat_format` puts the message."""
@@ -18,9 +21,11 @@ class Conversation:
     cut to the newest that leave room for the reply (at most half of the context is kept free for it). Where the format
     begins with a mark of whose turn it is (`Q:`), that mark at the beginning of a line ends a reply: else the model would
     go on to write both parts.
+
+    With a `template` the turns are written in it, and its own tokens end a reply.
     """
 
-    def __init__(self, engine: Engine, options: GenerationSection, seed: int) -> None:
+    def __init__(self, engine: Engine, options: GenerationSection, seed: int, template: ChatTemplate | None = None) -> None:
         if PLACE not in options.chat_format:
             raise ValueError(
                 f"generation.chat_format {options.chat_format!r}: no {PLACE} in it: write it where the message goes, "
@@ -29,6 +34,7 @@ class Conversation:
         self.engine = engine
         self.options = options
         self.turns: list[tuple[str, str]] = []
+        self._template = template
         self._seed = seed
         self._replies = 0
 
@@ -53,21 +59,40 @@ class Conversation:
         return "\n".join(f"You: {message}\n\nModel: {reply.strip()}\n" for message, reply in self.turns)
 
     def _turn_mark(self) -> list[str]:
+        if self._template is not None:
+            return []
         mark = self.options.chat_format.partition(PLACE)[0].strip()
         return [f"\n{mark}"] if mark else []
 
-    def _prompt(self, message: str) -> tuple[str, int]:
-        """The prompt for a message, and how many of the oldest turns it leaves out."""
+    def _prompt(self, message: str) -> tuple[Prompt, int]:
+        """The prompt for a message, and how many of the oldest turns it leaves out. ChatTemplateError."""
+        if self._template is not None:
+            return self._written(self._template, message)
         parts = [self._formatted(past) + _own_line(reply) for past, reply in self.turns]
         newest = self._formatted(message)
-        context = self.engine.context_tokens
-        room = context - 1 - min(self.options.max_new_tokens, context // 2)  # 1: the start token
+        room = self._room - 1  # the start token
         first = len(parts)
         prompt = newest
         while first and len(self.engine.tokenizer.encode(parts[first - 1] + prompt)) <= room:
             first -= 1
             prompt = parts[first] + prompt
         return prompt, first
+
+    def _written(self, template: ChatTemplate, message: str) -> tuple[Prompt, int]:
+        """The same in a template; a turn without a reply is not in it."""
+        first = 0
+        while True:
+            said = [Message(role, text) for turn in self.turns[first:] if turn[1].strip() for role, text in _roles(turn)]
+            prompt = template.prompt([*said, Message("user", message)])
+            if len(prompt) <= self._room or first == len(self.turns):
+                return prompt, first
+            first += 1
+
+    @property
+    def _room(self) -> int:
+        """Tokens of the prompt."""
+        context = self.engine.context_tokens
+        return context - min(self.options.max_new_tokens, context // 2)
 
     def _formatted(self, message: str) -> str:
         return self.options.chat_format.replace(PLACE, message)
@@ -80,7 +105,7 @@ class Reply(Iterator[str]):
         self,
         conversation: Conversation,
         message: str,
-        prompt: str,
+        prompt: Prompt,
         options: GenerationSection,
         dropped_turns: int,
         seed: int,
@@ -114,6 +139,10 @@ class Reply(Iterator[str]):
 
     def _add_turn(self) -> None:
         self._conversation.turns.append((self._message, self._text))
+
+
+def _roles(turn: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    return zip(("user", "assistant"), turn, strict=True)
 
 
 def _own_line(reply: str) -> str:

@@ -1,6 +1,7 @@
 """Writes text with a model: prefill, then one token at a time with a key-value cache.
 
-What a row sees. Every text begins with the tokenizer's start token, as every document does in training. A prompt that is
+What a row sees. Every text begins with the tokenizer's start token, as every document does in training; a prompt of tokens
+is taken as it is. A prompt that is
 longer than the context keeps its newest part behind the start token. When the context is full while writing, the row goes
 on from the newest half of it, again behind the start token; its cache is computed anew, once for every half context
 written. `window` below is the whole rule, so a row's tokens do not depend on caching, padding, or the rest of its batch.
@@ -9,16 +10,19 @@ written. `window` below is the whole rule, so a row's tokens do not depend on ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from lmloop.generation.prompts import Prompt
 from lmloop.generation.sampling import History, row_generator, sample
 from lmloop.generation.stopping import StopStrings
 from lmloop.generation.text import TextStream
+from lmloop.models.prepared import Prepared, can_prepare, prepare
+from lmloop.models.steps import Steps
 from lmloop.preset.schema import GenerationSection
 
 if TYPE_CHECKING:
@@ -31,6 +35,9 @@ StoppedBy = Literal["length", "eos", "stop", "interrupted"]
 SMALLEST_CACHE_TOKENS = 1024
 """A cache starts with room for this many tokens, or for twice the prompt, where context and limit allow more; it is
 doubled when full, so that a limit of a million tokens costs memory only when they are written."""
+
+FEWEST_STEPS_PREPARED = 16
+"""Copying the weights into the layout for decoding takes as long as about eight tokens written without it."""
 
 
 @dataclass(frozen=True)
@@ -62,22 +69,29 @@ class Engine:
         *,
         autocast: bool = False,
         agree: Callable[[list[int]], list[int]] = lambda tokens: tokens,
+        stops: Collection[int] = (),
+        prepares: bool = True,
     ) -> None:
         """`model` is on `device` already. `autocast`: matrix products in bf16. `agree`: what several processes that write
-        the same text together take for its next tokens, so that none of them ends before the others.
+        the same text together take for its next tokens, so that none of them ends before the others. `stops`: tokens that
+        end a text, besides the tokenizer's own. `prepares`: whether it may decode with a copy of the weights that is laid
+        out for it, where there is such a form of the model.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.device = device
         self.context_tokens = model.context_length
         self._autocast = autocast
+        self._prepares = prepares
+        self._prepared: Prepared | None = None
         self._agree = agree
-        never = {tokenizer.pad_id, tokenizer.start_id} - {tokenizer.eos_id}  # no text has them in its middle
+        self.stops = frozenset({tokenizer.eos_id, *stops})
+        never = {tokenizer.pad_id, tokenizer.start_id} - self.stops  # no text has them in its middle
         self._never = torch.tensor(sorted(never), dtype=torch.int64, device=device)
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         options: GenerationSection,
         max_new_tokens: int | None = None,
         seed: int = 0,
@@ -86,7 +100,7 @@ class Engine:
         """Continue each prompt; all are written as one batch, each as if it were alone.
 
         Args:
-            prompts: beginnings; an empty one starts a new text.
+            prompts: beginnings, as text or tokens; an empty text starts a new one.
             options: how to sample, when to stop.
             max_new_tokens: instead of the one in `options`.
             seed: with the index of a prompt and nothing else it decides that row's random numbers.
@@ -103,7 +117,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str,
+        prompt: Prompt,
         options: GenerationSection,
         max_new_tokens: int | None = None,
         seed: int = 0,
@@ -113,7 +127,7 @@ class Engine:
         (row,) = self._rows([prompt], options, max_new_tokens, seed)
         return Stream(row, self._write([row], options, should_stop))
 
-    def _rows(self, prompts: Sequence[str], options: GenerationSection, limit: int | None, seed: int) -> list[_Row]:
+    def _rows(self, prompts: Sequence[Prompt], options: GenerationSection, limit: int | None, seed: int) -> list[_Row]:
         limit = options.max_new_tokens if limit is None else limit
         if limit < 1:
             raise ValueError(f"max_new_tokens {limit}: must be at least 1")
@@ -134,11 +148,11 @@ class Engine:
                     for row in writing:
                         yield row, row.finish("interrupted")
                     return
-                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+                with torch.no_grad():
                     if batch is None or batch.is_full:
                         batch = _CachedBatch(self, writing)
                     logits_BV = batch.next_logits(writing)
-                    logits_BV[:, self._never] = -torch.inf
+                    logits_BV.index_fill_(1, self._never, -torch.inf)
                     generators, histories = [row.generator for row in writing], [row.history for row in writing]
                     tokens = self._agree(sample(logits_BV, options, generators, histories).tolist())
                 for row, token in zip(writing, tokens, strict=True):
@@ -149,6 +163,23 @@ class Engine:
         finally:
             if was_training:
                 self.model.train()
+
+    def prepared(self, rows: int, tokens: int) -> Prepared | None:
+        """The model laid out for writing up to `tokens` tokens in `rows` rows; None: its own `decode` is to be used.
+
+        It is kept for the next call, and made anew when weights have changed since.
+        """
+        if not self._prepares or tokens < FEWEST_STEPS_PREPARED or not can_prepare(self.model):
+            return None
+        dtype = torch.bfloat16 if self._autocast else torch.float32
+        if self._prepared is None or not self._prepared.serves(rows, dtype):
+            self._prepared = None  # not two copies at a time
+            self._prepared = prepare(self.model, rows, dtype)
+        return self._prepared
+
+    def in_precision(self) -> torch.autocast:
+        """Around what the model computes by itself."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast)
 
 
 class Stream(Iterator[str]):
@@ -182,16 +213,20 @@ def window(tokens: list[int], size: int, start_id: int) -> list[int]:
 class _Row:
     """One text while it is written."""
 
-    def __init__(self, index: int, engine: Engine, prompt: str, options: GenerationSection, limit: int, seed: int) -> None:
+    def __init__(
+        self, index: int, engine: Engine, prompt: Prompt, options: GenerationSection, limit: int, seed: int
+    ) -> None:
         tokenizer = engine.tokenizer
         self.index = index
         self.stopped_by: StoppedBy | None = None
         self.generator = row_generator(seed, index)
-        ids = [int(token) for token in tokenizer.encode(prompt)]
-        self.window = window([tokenizer.start_id, *ids], engine.context_tokens, tokenizer.start_id)
+        start = [tokenizer.start_id]
+        whole = [*start, *tokenizer.encode(prompt).tolist()] if isinstance(prompt, str) else prompt.tolist() or start
+        ids = whole[1:] if whole[:1] == start else whole
+        self.window = window(whole, engine.context_tokens, tokenizer.start_id)
         kept = self.window[1:] if self.window[0] == tokenizer.start_id else self.window
         self.history = History(options, engine.model.vocab_size, engine.device, kept)
-        self._eos_id = tokenizer.eos_id
+        self._stop_ids = engine.stops
         self._limit = limit
         self._prompt_tokens = len(ids)
         self._dropped_tokens = len(ids) - len(kept)
@@ -208,7 +243,7 @@ class _Row:
 
     def accept(self, token: int) -> str:
         """Take the next token; the text that can be shown because of it."""
-        if token == self._eos_id:
+        if token in self._stop_ids:
             return self.finish("eos")
         self._new_tokens += 1
         self.window.append(token)
@@ -236,6 +271,7 @@ class _CachedBatch:
     """Rows that share a cache, left-padded so that all end at the same slot of it."""
 
     def __init__(self, engine: Engine, rows: Sequence[_Row]) -> None:
+        self._engine = engine
         self._model = engine.model
         self._device = engine.device
         self._pad_id = engine.tokenizer.pad_id
@@ -248,7 +284,10 @@ class _CachedBatch:
         wanted = longest + max(row.remaining for row in self._rows) - 1  # the last token is not read again
         self._capacity = min(wanted, max(2 * longest, SMALLEST_CACHE_TOKENS), context)
         self._used = 0
-        self._cache: Cache = self._model.make_cache(len(self._rows), self._capacity)
+        self._prepared = engine.prepared(len(self._rows), wanted - longest)
+        room = self._capacity if self._prepared is None else longest
+        self._cache: Cache = self._model.make_cache(len(self._rows), room)
+        self._steps: Steps | None = None
         self._longest = longest
 
     @property
@@ -261,21 +300,29 @@ class _CachedBatch:
         if self._used == 0:
             return self._prefill()
         tokens = [row.window[-1] if row.stopped_by is None else self._pad_id for row in self._rows]
-        hidden_BTD = self._model.decode(torch.tensor(tokens, device=self._device)[:, None], self._cache)
+        tokens_B = torch.tensor(tokens, device=self._device)
         self._used += 1
-        hidden_BD = hidden_BTD[:, -1]
+        if self._steps is not None:
+            logits_BV = self._steps.logits(tokens_B)
+        else:
+            with self._engine.in_precision():
+                logits_BV = self._model.head(self._model.decode(tokens_B[:, None], self._cache)[:, -1])
         if len(writing) < len(self._rows):
             alive = [index for index, row in enumerate(self._rows) if row.stopped_by is None]
-            hidden_BD = hidden_BD[torch.tensor(alive, device=self._device)]
-        return self._model.head(hidden_BD)
+            logits_BV = logits_BV[torch.tensor(alive, device=self._device)]
+        return logits_BV
 
     def _prefill(self) -> Tensor:
         pads = [self._longest - len(row.window) for row in self._rows]
         padded = [[self._pad_id] * pad + row.window for pad, row in zip(pads, self._rows, strict=True)]
         self._cache.pad_B = torch.tensor(pads, device=self._device)
-        hidden_BTD = self._model.decode(torch.tensor(padded, device=self._device), self._cache)
+        with self._engine.in_precision():
+            hidden_BTD = self._model.decode(torch.tensor(padded, device=self._device), self._cache)
+            logits_BV = self._model.head(hidden_BTD[:, -1])
         self._used = self._longest
-        logits_BV = self._model.head(hidden_BTD[:, -1])
+        if self._prepared is not None and not self.is_full:
+            self._steps = Steps(self._prepared, self._cache, self._capacity)
+            del self._cache  # its keys and values are in `_steps`
         if not bool(logits_BV.isfinite().all()):
             raise ValueError(
                 "the model's outputs are not finite: take an older checkpoint, or train with a lower learning rate"

@@ -37,7 +37,12 @@ class KeyValues:
             self._stored = value_BKTE.new_empty(2, B, K, self.max_tokens, E)
         self._stored[0, :, :, start : start + T] = key_BKTE
         self._stored[1, :, :, start : start + T] = value_BKTE
-        return self._stored[0, :, :, : start + T], self._stored[1, :, :, : start + T]
+        return self.written(start + T)
+
+    def written(self, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `length` tokens."""
+        assert self._stored is not None, "nothing has been written"
+        return self._stored[0, :, :, :length], self._stored[1, :, :, :length]
 
 
 def attend(query_BHTE: Tensor, key_BKSE: Tensor, value_BKSE: Tensor, context: Context) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -48,6 +48,11 @@ class LanguageModel(nn.Module, ABC):
         the first call. The first `pad_B` tokens of a row are invisible, and positions start behind them; the hidden
         states of padding have no meaning.
         """
+
+    @property
+    def base_identity(self) -> dict[str, Any] | None:
+        """What a checkpoint says of the pretrained model that this one began as, in plain values; None: it began as none."""
+        return None
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint stores: the model's own tensors, not copies of them, without a base that it only names."""

@@ -107,7 +107,7 @@ def require_same(base: Base, saved: Mapping[str, Any]) -> None:
     if differing:
         known = saved["name"] + (f" at {saved['revision'][:12]}" if saved["revision"] else "")
         raise ValueError(
-            f"model.pretrained: {base.name} is another base than the adapter was trained on, {known}: its "
+            f"model.pretrained: {base.name} is another base than this run was begun on, {known}: its "
             f"{' and '.join(differing)} differ; name that base, or choose another output_dir to start anew"
         )
 
@@ -116,13 +116,13 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     path = folder / "config.json"
     what = f"model.pretrained: {name}"
     if not path.is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ValueError(
-                f"{what} holds an adapter, not a base: name the base it was made for (adapter_config.json says it)"
-            )
         if any(folder.glob("lm_*.pth")):
             raise ValueError(
                 f"{what} is a run's folder: make a base of it with `lmloop export {name} --format hf --out DIR`"
+            )
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{what} holds an adapter, not a base: name the base it was made for (adapter_config.json says it)"
             )
         if any(folder.glob("*.gguf")):
             raise ValueError(f"{what} holds GGUF files, which are for llama.cpp: name the folder they were made from")

@@ -74,6 +74,23 @@ def open_pretrained(
     return model.train()
 
 
+def require_base(section: ModelSection, adapter: AdapterSection | None, saved: Mapping[str, Any] | None) -> None:
+    """Look at the base before anything else is done: it is there, whole, and what the checkpoint says of it, if any.
+
+    saved: `base_identity` of the run's checkpoint. Weights that the checkpoint holds are not asked for where the base
+    has stayed where it was.
+
+    Raises:
+        ValueError: it is not so. One line.
+    """
+    assert section.pretrained is not None, section
+    if saved is not None and adapter is None and saved["name"] == section.pretrained:
+        return
+    base = find_base(section.pretrained, section.revision, section.trust_remote_code)
+    if saved is not None:
+        require_same(base, saved)
+
+
 def _require_context(model: Pretrained, section: ModelSection) -> None:
     positions = model.context_length
     if positions and section.seq_length > positions:

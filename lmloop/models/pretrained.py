@@ -154,7 +154,7 @@ class Pretrained(LanguageModel):
         tensors = self.state_dict(keep_vars=True)
         return tensors if self.adapter is None else {name: t for name, t in tensors.items() if t.requires_grad}
 
-    @cached_property
+    @property
     def base_identity(self) -> dict[str, Any]:
         """The base in plain values, and how the model runs on it."""
         return {**self.base.identity, "packs": self.packs, "attention": self.attention}

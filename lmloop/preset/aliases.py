@@ -97,6 +97,9 @@ ALIASES: dict[str, str] = {
     "eval_steps": "train.eval_every_steps",
     "save_steps": "train.save_every_steps",
     "early_stopping_patience": "train.early_stopping_evals",
+    # journal
+    "journal_path": "journal.path",
+    "reflection_prompts": "journal.prompt",
     # tracking and the run itself
     "wandb_log": "tracking.wandb",
     "out_dir": "output_dir",
@@ -119,7 +122,6 @@ FIXED = {"train_tokens": f"a run is {TOKENS_PER_RUN // 10**6} M tokens"}
 """Keys that are read, say nothing, and are answered with a note: their meaning is fixed here."""
 
 _FOUR_BITS = "a base is quantized to 4 bits or not at all: write `adapter.quantize`: 'nf4'"
-_JOURNAL = "lmloop writes no journal: leave it out"
 _RETENTION = "lmloop has no retention models: write `model.hidden_size`, `num_layers` and `num_heads`"
 _ALIGNMENT = "lmloop has no reward models and no preference training: leave it out"
 
@@ -128,7 +130,6 @@ UNSUPPORTED: dict[str, str] = {
     **dict.fromkeys(("qlora", "quantization", "load_in_8bit"), _FOUR_BITS),
     "bnb_4bit_compute_dtype": "products are computed in the run's arithmetic: write `train.precision`",
     "modules_to_save": "an adapter holds LoRA alone: leave it out, or leave `adapter` out to train every weight",
-    **dict.fromkeys(("system_prompt_path", "journal", "journal_path", "reflection_prompts"), _JOURNAL),
     **dict.fromkeys(("model_size", "use_metal"), _RETENTION),
     **dict.fromkeys(("reward_model", "rlhf", "ppo", "dpo", "grpo"), _ALIGNMENT),
     "min_lr": "a learning rate; here it is a share of the peak: write `train.min_lr_fraction`",
@@ -160,7 +161,9 @@ _VAGUE = {
     "tokenizer.path",
     "tokenizer.revision",
     "data.validation",
+    "data.replay",
     "generation.stop",
+    *(f"journal.{key}" for key in ("path", "prompt", "every_tokens", "reflection_tokens", "max_share", "rollback")),
 }
 """Keys too vague to be meant when they stand at the top level without their section."""
 

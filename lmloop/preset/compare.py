@@ -35,12 +35,16 @@ EFFECTS: dict[str, Effect] = {
     "output_dir": NOTHING,
     "model": MODEL,
     "model.dropout": APPLIES,
+    "model.pretrained": APPLIES,  # another place of the same base: what is another base is refused
+    "model.revision": APPLIES,
+    "model.trust_remote_code": APPLIES,
     "adapter": MODEL,
     "adapter.dropout": APPLIES,
     "tokenizer": MODEL,
     "data": FEED,
     "data.sources[].description": NOTHING,
     "data.validation[].description": NOTHING,
+    "data.replay.sources[].description": NOTHING,
     "data.workers": NOTHING,
     "data.max_bad_fraction": APPLIES,
     "train": APPLIES,
@@ -53,6 +57,7 @@ EFFECTS: dict[str, Effect] = {
     "train.save_every_steps": NOTHING,
     "train.save_every_minutes": NOTHING,
     "generation": NOTHING,  # sampling has a random generator of its own
+    "journal": APPLIES,
     "auxiliary": APPLIES,
     "auxiliary.enable_policy": MODEL,
     "auxiliary.enable_value": MODEL,
@@ -124,7 +129,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]
 
 
 _MAPS = ("train.epochs_per_length", "train.sequence_schedule", "data.source_weights")
-_LISTS_OF_OBJECTS = ("data.sources", "data.validation", "model.ngram_tables")
+_LISTS_OF_OBJECTS = ("data.sources", "data.validation", "data.replay.sources", "model.ngram_tables")
 
 
 def _trained(value: Any, path: str) -> Any:

@@ -275,6 +275,7 @@ def _complete(values: dict[str, Any], layers: list[_Layer]) -> list[str]:
             if isinstance(values.get(section), dict) and name not in values[section]:
                 values[section][name] = value
                 notes.append(f"{key} is {shown(value)}: `data_configs` are read in strict order")
+    notes += _find_journal(values)
     model, train = values.setdefault("model", {}), values.get("train")
     if isinstance(model, dict) and model.get("pretrained") is not None:
         _bring_tokenizer(values, model)
@@ -284,6 +285,43 @@ def _complete(values: dict[str, Any], layers: list[_Layer]) -> list[str]:
             model["seq_length"] = longest
             notes.append(f"model.seq_length is {longest}: the longest of train.sequence_schedule")
     return notes
+
+
+def _find_journal(values: dict[str, Any]) -> list[str]:
+    """The journal is read first by itself, and is no source besides: written as one, it is taken from there; in the folder
+    of one, it is left out of that."""
+    journal, data = values.get("journal"), values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(journal, dict) or not isinstance(data, dict) or not isinstance(sources, list):
+        return []
+    named = journal.get("path") or journal.get("system_prompt_path")
+    if not isinstance(named, str):
+        return []
+    kept, notes = [], []
+    for source in sources:
+        inside = _inside(source, named)
+        if inside == ".":
+            journal["path"] = named
+            notes.append(f"data.sources: {shown(named)} is the journal, which is read first, before the sources")
+            continue
+        excluded = source.get("exclude", []) if isinstance(source, dict) else None
+        if inside and journal.get("path") and isinstance(source, dict) and isinstance(excluded, list):
+            pattern = "./" + re.sub(r"[*?{}\[\],]", "?", inside)
+            source = source if pattern in excluded else {**source, "exclude": [*excluded, pattern]}
+        kept.append(source)
+    data["sources"] = kept
+    return notes
+
+
+def _inside(source: object, path: str) -> str:
+    """Where `path` is in a source of files: relative to its folder, '.' where it is the source itself, '' elsewhere."""
+    written = source.get("path") if isinstance(source, dict) else None
+    if not isinstance(written, str):
+        return ""
+    folder, wanted = (os.path.abspath(os.path.expanduser(name)) for name in (written, path))
+    if wanted != folder and not wanted.startswith(folder.rstrip(os.sep) + os.sep):
+        return ""
+    return os.path.relpath(wanted, folder).replace(os.sep, "/")
 
 
 def _bring_tokenizer(values: dict[str, Any], model: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ from lmloop.preset.fields import (
     Text,
     Width,
 )
-from lmloop.preset.sources import Source
+from lmloop.preset.journal import JournalSection
+from lmloop.preset.sources import ReplaySection, Source, hf_is_hub
 
 TOKENS_PER_RUN = 100_000_000
 """Trained tokens of one run, for a preset that sets no budget of its own."""
@@ -244,6 +245,19 @@ class DataSection(Section):
     )
     split: SplitSection = Field(default_factory=SplitSection, description="Held-out shares.")
     validation: list[Source | Name] | None = Field(default=None, description="Sources that validate, instead of a split.")
+    replay: ReplaySection | None = Field(
+        default=None, description="Old data that is read again among the new; default: none."
+    )
+    template: Literal["auto", "model", "text", "chatml", "llama3", "llama2", "mistral", "alpaca", "plain"] = Field(
+        default="auto",
+        description="How conversations are written; see docs/chat-data.md. `model`: in the tokenizer's own template; "
+        "`text`: as plain text, packed like any other. `auto`: the tokenizer's own; without one, beside a pretrained model, "
+        "the first of ours whose control tokens it has, else `plain`; and `text` where a model is trained from scratch.",
+    )
+    train_on: Literal["assistant", "all"] = Field(
+        default="assistant",
+        description="Which tokens of a conversation are trained: each answer with the token that ends it, or all.",
+    )
     workers: Annotated[int, Field(ge=0, le=64, strict=True)] = Field(
         default=1,
         description="Threads that read and tokenize ahead of training; 0: in turn with it. Never changes the order.",
@@ -255,9 +269,7 @@ class DataSection(Section):
     @field_validator("sources", "validation", mode="before")
     @classmethod
     def _hf_is_hub(cls, sources: object) -> object:
-        if not isinstance(sources, list):
-            return sources
-        return [{**s, "type": "hub"} if isinstance(s, dict) and s.get("type") == "hf" else s for s in sources]
+        return hf_is_hub(sources)
 
     @model_validator(mode="after")
     def _weights_fit(self) -> DataSection:
@@ -298,9 +310,10 @@ class Ramp(Section):
 class TrainSection(Section):
     """How the model is trained."""
 
-    per_gpu_batch_size: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = Field(
+    per_gpu_batch_size: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | Literal["auto"] = Field(
         default=32,
-        description="Rows of `seq_length` tokens in one forward pass on one device. Shorter rows come in greater number.",
+        description="Rows of `seq_length` tokens in one forward pass on one device. Shorter rows come in greater number. "
+        "`auto`: as many of the update's rows (`global_batch_size`) as fit in memory, found when the run begins.",
     )
     accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = Field(
         default=1, description="Forward and backward passes for one update, of each process."
@@ -419,6 +432,17 @@ class TrainSection(Section):
         return value
 
     @model_validator(mode="after")
+    def _fitted_rows(self) -> TrainSection:
+        if self.per_gpu_batch_size == "auto":
+            if self.global_batch_size is None or self.accumulation_steps != 1:
+                raise ValueError(
+                    "per_gpu_batch_size 'auto': say in global_batch_size how many rows an update has, and nothing else"
+                )
+            if self.parallel == "fsdp":
+                raise ValueError("per_gpu_batch_size 'auto': with parallel 'fsdp' all processes take alike; give a number")
+        return self
+
+    @model_validator(mode="after")
     def _one_budget(self) -> TrainSection:
         if self.sequence_schedule == []:
             raise ValueError("sequence_schedule: empty; give at least one length, or leave it out")
@@ -441,7 +465,14 @@ class TrainSection(Section):
 
     def rows_per_step(self, processes: int = 1) -> int:
         """Rows of `seq_length` tokens in one update of a run that so many processes begin."""
-        return self.global_batch_size or self.per_gpu_batch_size * self.accumulation_steps * processes
+        if self.global_batch_size is not None:
+            return self.global_batch_size
+        assert self.per_gpu_batch_size != "auto", "checked on reading"
+        return self.per_gpu_batch_size * self.accumulation_steps * processes
+
+    def rows_at_once(self, auto: int) -> int:
+        """`per_gpu_batch_size`; `auto` where the preset leaves it open."""
+        return auto if self.per_gpu_batch_size == "auto" else self.per_gpu_batch_size
 
     @property
     def total_tokens(self) -> int | None:
@@ -476,6 +507,11 @@ class GenerationSection(Section):
     stop: list[Name] = Field(default_factory=list, description="Texts at which writing ends; they are left out.")
     prompts: list[Text] = Field(
         default_factory=lambda: [""], description="Beginnings of the samples written while training."
+    )
+    questions: Annotated[int, Field(ge=0, le=10_000, strict=True)] = Field(
+        default=8,
+        description="Held-out questions with an answer that can be checked (`#### 42`, or a few words), which a model that "
+        "is trained on is asked before the first and after the last update, for the report; 0: none.",
     )
     chat_format: Text = Field(
         default="{user}", description="How a turn of `chat` becomes a prompt, for example `Q: {user}\\nA:`."
@@ -551,6 +587,9 @@ class Preset(Section):
     data: DataSection = Field(default_factory=DataSection, description="Sources and their order.")
     train: TrainSection = Field(default_factory=TrainSection, description="Budget, optimizer, evaluation.")
     generation: GenerationSection = Field(default_factory=GenerationSection, description="How the model writes.")
+    journal: JournalSection | None = Field(
+        default=None, description="A journal that the model keeps of its training and learns from; default: none."
+    )
     auxiliary: AuxiliarySection = Field(default_factory=AuxiliarySection, description="Reasoning modules.")
     tracking: TrackingSection = Field(default_factory=TrackingSection, description="Where metrics go.")
     export: list[ExportSection] = Field(
@@ -579,6 +618,19 @@ class Preset(Section):
             raise ValueError(
                 f"train.sequence_schedule: length {max(lengths)} is longer than model.seq_length {self.model.seq_length}: "
                 "raise that or shorten the rows"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _when_the_journal_is_written(self) -> Preset:
+        train = self.train
+        stages = train.sequence_schedule if isinstance(train.sequence_schedule, list) else []
+        staged = any(isinstance(stage, Stage) and stage.epochs is not None for stage in stages)
+        counts_epochs = train.epochs is not None or train.epochs_per_length is not None or staged
+        if self.journal is not None and self.journal.every_tokens is None and not counts_epochs:
+            raise ValueError(
+                "journal.every_tokens: it is needed where the budget counts no epochs: say after how many tokens the model "
+                "reflects"
             )
         return self
 

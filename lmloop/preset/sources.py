@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lmloop.preset.fields import Characters, Name, Section, Text
 
@@ -55,7 +55,7 @@ class RecordSource(SourceBase):
         if data_type not in get_args(Kind):
             if self.columns is not None:
                 raise ValueError(f"columns is for conversations and pairs, and data_type is '{data_type}': set it to 'chat'")
-        elif self.fields is not None or "text_field" in self.model_fields_set:
+        elif self.fields is not None or self.text_field != RecordSource.model_fields["text_field"].default:
             raise ValueError(
                 f"data_type '{data_type}' has fields of its own: leave out text_field, fields and format; where they have "
                 "other names, columns says which"
@@ -128,3 +128,28 @@ class PdfSource(SourceBase):
 
 
 Source = Annotated[FilesSource | HubSource | PdfSource, Field(discriminator="type")]
+
+
+class ReplaySection(Section):
+    """Old data among the new, so that a model that is trained on does not forget it."""
+
+    sources: list[Source | Name] = Field(
+        min_length=1, max_length=1_000, description="What the model was trained on before; as in `data.sources`."
+    )
+    share: Annotated[float, Field(gt=0.0, lt=1.0, strict=True, allow_inf_nan=False)] = Field(
+        default=0.2,
+        description="Their share of the rows, by the weights of these sources among themselves. An epoch ends with the new "
+        "data; the old begins again as often as it is needed, and goes on in the next epoch where it was.",
+    )
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _hf_is_hub(cls, sources: object) -> object:
+        return hf_is_hub(sources)
+
+
+def hf_is_hub(sources: object) -> object:
+    """Sources with `hub` where `hf` is written for their type."""
+    if not isinstance(sources, list):
+        return sources
+    return [{**s, "type": "hub"} if isinstance(s, dict) and s.get("type") == "hf" else s for s in sources]

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+TRIMMED_TO, TRIMMED_SHAPES = 8, 16
+"""Rows are trimmed to a multiple of so many positions, and to no more than so many lengths."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -146,6 +149,36 @@ class Batch:
             source_B=torch.from_numpy(block.source_B[start:stop]),
             documents_B=tuple(block.documents_B[start:stop]),
         )
+
+    def trimmed(self) -> Batch:
+        """Without the columns at the end that are padding in every row, but for a few: then there are few shapes."""
+        used = self.weights_BT.any(dim=0).nonzero()
+        length = self.weights_BT.shape[1]
+        multiple = max(length // TRIMMED_SHAPES, TRIMMED_TO)
+        kept = min(-(-(int(used[-1]) + 1) // multiple) * multiple, length) if len(used) else min(multiple, length)
+        if kept == length:
+            return self
+        segments_BT = None if self.segments_BT is None else self.segments_BT[:, :kept].contiguous()
+        return Batch(
+            tokens_BT=self.tokens_BT[:, :kept].contiguous(),
+            targets_BT=self.targets_BT[:, :kept].contiguous(),
+            weights_BT=self.weights_BT[:, :kept].contiguous(),
+            segments_BT=segments_BT if segments_BT is not None and bool(segments_BT.any()) else None,
+            source_B=self.source_B,
+            documents_B=self.documents_B,
+        )
+
+    def split(self, rows: int) -> list[Batch]:
+        """The same rows in batches of at most so many, sharing memory."""
+        if rows >= len(self.documents_B):
+            return [self]
+        starts = range(0, len(self.documents_B), rows)
+        segments = [None] * len(starts) if self.segments_BT is None else self.segments_BT.split(rows)
+        parts = (part.split(rows) for part in (self.tokens_BT, self.targets_BT, self.weights_BT, self.source_B))
+        return [
+            Batch(tokens_BT, targets_BT, weights_BT, segments_BT, source_B, self.documents_B[start : start + rows])
+            for tokens_BT, targets_BT, weights_BT, source_B, segments_BT, start in zip(*parts, segments, starts, strict=True)
+        ]
 
     @staticmethod
     def without_weight(length: int, pad_id: int) -> Batch:

@@ -8,25 +8,29 @@ import numpy as np
 
 from lmloop.data.source import is_broken, why_broken
 from lmloop.tokens.lanes import Lanes, Part, Rows, nothing_left, too_short
-from lmloop.tokens.mixing import interleave
+from lmloop.tokens.mixing import Replay, interleave
 
 
 class Epochs:
     """The order of rows where passes end. Each source is one lane, which all ranks read alike.
 
     `sequential`: one source after the other. Else a source that ends drops out until all have ended. A step never holds rows
-    of two epochs.
+    of two epochs. Sources that are replayed have their share of the rows throughout; they begin again as often as needed,
+    and end no epoch.
     """
 
     slots = 1
     faults = ()
 
-    def __init__(self, lanes: Lanes, weights: list[float], *, sequential: bool, notices: list[str]) -> None:
+    def __init__(self, lanes: Lanes, weights: list[float], replay: Replay, *, sequential: bool, notices: list[str]) -> None:
         """`notices` gets a line for each source without documents."""
         assert set(lanes.counts) == {1}, lanes.counts
         self._all = lanes
         self._lanes = [lanes.worked[index, 0] for index in range(len(lanes.names))]
         self._weights = weights
+        self._replay = replay
+        self._old = [index for index, is_old in enumerate(replay.is_old_S) if is_old]
+        self._new = [index for index in range(len(self._lanes)) if index not in self._old]
         self._sequential = sequential
         self._readings = [int(weight) if sequential else 1 for weight in weights]
         self._notices = notices
@@ -40,14 +44,10 @@ class Epochs:
         sources: list[np.ndarray] = []
         have = 0
         while have < count:
-            active = [i for i, passes in enumerate(self._passes) if passes < self._readings[i]]
+            active = [i for i in self._new if self._passes[i] < self._readings[i]]
             if not active:
                 break
-            if self._sequential:
-                order = np.full(count - have, active[0])
-            else:
-                picks = interleave([self._taken[i] for i in active], [self._weights[i] for i in active], count - have)
-                order = np.asarray(active)[picks]
+            order = self._order(active[:1] if self._sequential else active, count - have)
             order, ending = self._servable(order, length)
             for index in np.unique(order).tolist():
                 places = np.flatnonzero(order == index) + have
@@ -64,6 +64,20 @@ class Epochs:
             self._end_epoch()
             return None
         return Rows(np.zeros(have, np.int64), np.concatenate(sources), parts)
+
+    def _order(self, new: list[int], count: int) -> np.ndarray:
+        """The sources of the next `count` rows: of the `new` ones by their weights, and of the old ones by their share of
+        all rows, whichever new ones have ended."""
+        order = np.asarray(new)[interleave([self._taken[i] for i in new], [self._weights[i] for i in new], count)]
+        old = [i for i in self._old if not self._lanes[i].was_empty and not is_broken(self._lanes[i].source)]
+        if not old:
+            return order
+        taken = [sum(self._taken[i] for i in self._new), *(self._taken[i] for i in old)]
+        share, weight = self._replay.share, sum(self._weights[i] for i in old)
+        shares = [1.0 - share, *(share * self._weights[i] / weight for i in old)]
+        mixed = np.asarray([-1, *old])[interleave(taken, shares, count)]
+        mixed[mixed < 0] = order[: int((mixed < 0).sum())]
+        return mixed
 
     def _servable(self, order: np.ndarray, length: int) -> tuple[np.ndarray, int | None]:
         """The head of `order` for which there are rows, and the lane whose pass is over just then, if one is."""
@@ -84,10 +98,12 @@ class Epochs:
             why = why_broken(lane.source) or f"source '{lane.name}' broke off"
             self._tell(f"{why}: training goes on without it")
         if lane.was_empty:
-            if all(other.was_empty for other in self._lanes):
-                raise nothing_left(self._all.names, sum(other.skipped for other in self._lanes))
+            if all(self._lanes[new].was_empty for new in self._new):
+                skipped, too_long = (sum(getattr(other, why) for other in self._lanes) for why in ("skipped", "too_long"))
+                raise nothing_left(self._all.names, skipped, too_long=too_long)
             if not is_broken(lane.source):
-                self._tell(f"source '{lane.name}' gave no document{too_short(lane.skipped)}: training goes on without it")
+                why = too_short(lane.skipped, lane.too_long)
+                self._tell(f"source '{lane.name}' gave no document{why}: training goes on without it")
 
     def _tell(self, notice: str) -> None:
         if notice not in self._notices:
@@ -113,7 +129,8 @@ class Epochs:
         Else each reading counts alike under `sequential`, and in the other mixes it is 0: too early to tell.
         """
         done, sizes = [], []
-        for lane, passes, readings in zip(self._lanes, self._passes, self._readings, strict=True):
+        for index in self._new:
+            lane, passes, readings = self._lanes[index], self._passes[index], self._readings[index]
             over = passes >= readings
             done.append((passes + (0.0 if over else lane.progress)) / readings)
             size = lane.total_pairs
@@ -124,7 +141,7 @@ class Epochs:
             if not self._sequential:
                 return 0.0
             sizes = [1.0] * len(sizes)
-        whole = [size * readings for size, readings in zip(sizes, self._readings, strict=True)]
+        whole = [size * self._readings[index] for size, index in zip(sizes, self._new, strict=True)]
         return sum(share * size for share, size in zip(done, whole, strict=True)) / max(sum(whole), 1.0)
 
     def ballot(self) -> list[int]:

@@ -14,6 +14,7 @@ from lmloop.data.source import Source
 from lmloop.data.waiting import while_waiting
 from lmloop.preset.schema import DataSection
 from lmloop.tokens.batch import Batch
+from lmloop.tokens.conversations import ChatEncoder
 from lmloop.tokens.dealing import workers
 from lmloop.tokens.encoding import Encoder
 from lmloop.tokens.lanes import nothing_left, too_short
@@ -31,7 +32,10 @@ _PATIENCE_S = 2.0
 class Feed(Protocol):
     """What the loop asks of a feed."""
 
-    wait_s: float
+    @property
+    def wait_s(self) -> float:
+        """Seconds that `next_step` has waited so far."""
+        ...
 
     @property
     def epoch(self) -> int:
@@ -102,8 +106,11 @@ class TextFeed:
         should_stop: Callable[[], bool] | None = None,
         rank: int = 0,
         world: int = 1,
+        chats: ChatEncoder | None = None,
     ) -> None:
         """`loop`: a source that ends begins again at once (budgets of tokens and steps), except under `sequential`.
+
+        chats: encodes the sources that hold conversations; the feed closes it.
 
         `should_stop` is asked while waiting for data; when it says yes, `next_step` raises Interrupted and no step is lost.
         """
@@ -122,6 +129,7 @@ class TextFeed:
         self._rank = rank
         self._world = world
         self._encoder = Encoder(tokenizer, section.workers)
+        self._chats = chats
         self._builder: StepBuilder | None = None
         self._ahead: ReadAhead | None = None
         self._ahead_length = 0
@@ -146,10 +154,23 @@ class TextFeed:
     def skipped(self) -> dict[str, int]:
         """Documents that `data.min_text_length` left out, by source, counted in every pass. Summed over the ranks these are
         all: of what several ranks read, the first counts."""
+        return self._counted("skipped")
+
+    @property
+    def too_long(self) -> dict[str, int]:
+        """Conversations of which not even the first answer fits into a row, counted as `skipped` is."""
+        return self._counted("too_long")
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """Conversations whose last turns were left out, since they do not fit into a row, counted as `skipped` is."""
+        return self._counted("cut")
+
+    def _counted(self, what: str) -> dict[str, int]:
         lanes = self._last.state.get("lanes", {})
         return {
             name: sum(
-                lane["skipped"]
+                lane.get(what, 0)
                 for part, lane in lanes[name]["parts"].items()
                 if workers(int(part), lanes[name]["count"], self._world).start == self._rank
             )
@@ -202,7 +223,8 @@ class TextFeed:
         last = self._last
         if left_out != last.state["left_out"]:
             if all(found):
-                error = nothing_left(self.source_names, sum(self.skipped.values()), BROKEN in found, last.faults)
+                skipped, too_long = sum(self.skipped.values()), sum(self.too_long.values())
+                error = nothing_left(self.source_names, skipped, BROKEN in found, last.faults, too_long)
                 self.rewind()
                 raise error
             self._builder, self._ahead_length = None, 0  # what was read ahead is of no use
@@ -223,7 +245,11 @@ class TextFeed:
         """Say that a source is gone, or a part of it that should not be, and why where that is known."""
         broken = list(left_out.values()).count(BROKEN)
         if len(left_out) == count:
-            what = "broke off" if broken else f"gave no document{too_short(self.skipped.get(name, 0))}"
+            what = (
+                "broke off"
+                if broken
+                else f"gave no document{too_short(self.skipped.get(name, 0), self.too_long.get(name, 0))}"
+            )
             gone = fault or f"source '{name}' {what}"
             self.notices.append(f"{gone}: training goes on without it")
         elif broken:
@@ -277,6 +303,7 @@ class TextFeed:
         return StepBuilder(
             self._parts,
             self._encoder,
+            self._chats,
             self._section,
             micro_batch_tokens=self._micro_batch_tokens,
             tokens_per_step=self._tokens_per_step,
@@ -326,6 +353,8 @@ class TextFeed:
         """Let go of the threads. The state can still be asked for; the feed cannot be read on."""
         self._drop(_PATIENCE_S)
         self._encoder.close()
+        if self._chats is not None:
+            self._chats.close()
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

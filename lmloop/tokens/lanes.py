@@ -11,6 +11,8 @@ import numpy as np
 from lmloop.data.source import Source, SourceError
 from lmloop.preset.schema import DataSection
 from lmloop.tokens.batch import RowBlock
+from lmloop.tokens.chat_packing import ChatLane
+from lmloop.tokens.conversations import ChatEncoder
 from lmloop.tokens.dealing import workers
 from lmloop.tokens.encoding import Encoder
 from lmloop.tokens.packing import Lane
@@ -41,17 +43,36 @@ class Rows:
     parts: list[Part]
 
 
-def too_short(skipped: int) -> str:
-    """What to add where a source gave no document: that it has some, but they are too short."""
+def lane_of(
+    source: Source,
+    encoder: Encoder,
+    chats: ChatEncoder | None = None,
+    *,
+    index: int = 0,
+    min_text_length: int = 0,
+    check: Callable[[], None] = lambda: None,
+) -> Lane | ChatLane:
+    """What packs a source, or a part of it, into rows; `chats` for those whose names it knows."""
+    if chats is not None and source.name in chats.names:
+        return ChatLane(source, encoder.tokenizer, chats, index=index, min_text_length=min_text_length, check=check)
+    return Lane(source, encoder.tokenizer, index=index, min_text_length=min_text_length, encoder=encoder, check=check)
+
+
+def too_short(skipped: int, too_long: int = 0) -> str:
+    """What to add where a source gave no document: that it has some, but they are too short, or too long."""
+    if too_long:
+        return " of which an answer fits into model.seq_length"
     return " that is long enough for data.min_text_length" if skipped else ""
 
 
-def nothing_left(names: Sequence[str], skipped: int, broken: bool = False, faults: Sequence[str] = ()) -> SourceError:
+def nothing_left(
+    names: Sequence[str], skipped: int, broken: bool = False, faults: Sequence[str] = (), too_long: int = 0
+) -> SourceError:
     """The end of a run: no source gives a document. `broken`: one broke off; `faults` may say why."""
     quoted = ", ".join(f"'{name}'" for name in names)
     if broken:
         return SourceError(f"no source is left: {'; '.join(faults) or f'{quoted} broke off: check the network'}")
-    return SourceError(f"no source ({quoted}) gives a document{too_short(skipped)}: correct data.sources")
+    return SourceError(f"no source ({quoted}) gives a document{too_short(skipped, too_long)}: correct data.sources")
 
 
 class Lanes:
@@ -61,6 +82,7 @@ class Lanes:
         self,
         parts: Sequence[Sequence[Source]],
         encoder: Encoder,
+        chats: ChatEncoder | None,
         section: DataSection,
         *,
         rank: int,
@@ -73,13 +95,8 @@ class Lanes:
         ranks = {(index, part): workers(part, self.counts[index], world) for index, part in self.keys}
         self.shared = {key for key in self.keys if len(ranks[key]) == world}
         self.worked = {
-            (index, part): Lane(
-                parts[index][part],
-                encoder.tokenizer,
-                index=index,
-                min_text_length=section.min_text_length,
-                encoder=encoder,
-                check=check,
+            (index, part): lane_of(
+                parts[index][part], encoder, chats, index=index, min_text_length=section.min_text_length, check=check
             )
             for index, part in self.keys
             if rank in ranks[index, part]
@@ -89,6 +106,10 @@ class Lanes:
     def skipped(self, source: int) -> int:
         """Documents of a source that were left out as too short, in the lanes worked here."""
         return sum(lane.skipped for (index, _), lane in self.worked.items() if index == source)
+
+    def too_long(self, source: int) -> int:
+        """Conversations of a source that were left out as too long, in the lanes worked here."""
+        return sum(lane.too_long for (index, _), lane in self.worked.items() if index == source)
 
     def state_dict(self) -> dict[str, Any]:
         """By source: the number of its parts, and the lanes worked here. Sources that are absent keep what they had."""

@@ -60,7 +60,10 @@ class Lane:
     pairs of the piece are taken: small at any place, and exact.
 
     epoch: passes that are over. progress: share of the current pass that was taken, 0 where the source cannot tell.
+    too_long: documents that are too long for a row; a text never is.
     """
+
+    too_long = 0
 
     def __init__(
         self,

@@ -129,7 +129,12 @@ def _converted(path: str, revision: str | None) -> Backend:
         logging.set_verbosity(level)
     if not getattr(converted, "is_fast", False):
         raise ValueError("there is no tokenizer.json, and the rest cannot be converted")
-    return Backend.from_str(converted.backend_tokenizer.to_str())
+    backend = Backend.from_str(converted.backend_tokenizer.to_str())
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    if added.issuperset(backend.get_vocab(with_added_tokens=True)):
+        # Where there are no files of a tokenizer, transformers makes an empty one of the kind that config.json names.
+        raise ValueError("there is no tokenizer.json, and nothing that it could be made of")
+    return backend
 
 
 def _first_known(backend: Backend, tokens: tuple[str, ...]) -> str | None:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from lmloop.data.source import SourceError, is_broken, why_broken
+from lmloop.tokens.chat_packing import ChatLane
 from lmloop.tokens.lanes import Key, Lanes, Part, Rows, nothing_left
-from lmloop.tokens.mixing import interleave
+from lmloop.tokens.mixing import Replay, interleave
 from lmloop.tokens.packing import Lane
 
 EMPTY = 1
@@ -29,12 +30,12 @@ _NOWHERE = 2**31 - 1
 class Rounds:
     """The order of rows where nothing ends."""
 
-    def __init__(self, lanes: Lanes, weights: list[float], left_out: dict[Key, int]) -> None:
+    def __init__(self, lanes: Lanes, weights: list[float], left_out: dict[Key, int], replay: Replay) -> None:
         """`left_out`: lanes that the round goes without, each with EMPTY or BROKEN. SourceError when no lane is left."""
         self.faults: list[str] = []
         """A line for each source that cannot be read any more."""
         self._lanes = lanes
-        self._weights = np.asarray(weights)
+        self._weights = replay.weights(weights, range(len(weights)))
         self.slots = max(lanes.counts)
         self._found = dict(left_out)
         sources = range(len(lanes.names))
@@ -42,9 +43,10 @@ class Rounds:
             np.array([i for i in sources if (i, slot % lanes.counts[i]) not in left_out], np.int64)
             for slot in range(self.slots)
         ]
+        self._weights_of = [replay.weights(weights, active) for active in self._active]
         self._round = np.array([slot for slot in range(self.slots) if len(self._active[slot])])
         if not len(self._round):
-            raise nothing_left(lanes.names, sum(map(lanes.skipped, sources)))
+            raise nothing_left(lanes.names, sum(map(lanes.skipped, sources)), too_long=sum(map(lanes.too_long, sources)))
         self.load_state_dict({}, same=True)
 
     # ---- rows ----
@@ -68,12 +70,12 @@ class Rounds:
         source_N = np.empty(count, np.int64)
         for slot in np.unique(slot_N).tolist():
             places, active = np.flatnonzero(slot_N == slot), self._active[slot]
-            picks = active[interleave(self._taken[slot, active], self._weights[active], len(places))]
+            picks = active[interleave(self._taken[slot, active], self._weights_of[slot], len(places))]
             source_N[places] = picks
             self._taken[slot] += np.bincount(picks, minlength=len(self._weights))
         return slot_N, source_N
 
-    def _rows_of(self, key: Key, lane: Lane, length: int, places: np.ndarray) -> list[Part]:
+    def _rows_of(self, key: Key, lane: Lane | ChatLane, length: int, places: np.ndarray) -> list[Part]:
         """Rows of one lane for `places`, over as many passes as it takes."""
         parts: list[Part] = []
         have = 0

@@ -12,12 +12,13 @@ import numpy as np
 
 from lmloop.data.source import Source
 from lmloop.preset.schema import DataSection
-from lmloop.tokens.batch import Batch, RowBlock
+from lmloop.tokens.batch import TRIMMED_TO, Batch, RowBlock
+from lmloop.tokens.conversations import ChatEncoder
 from lmloop.tokens.dealing import deal
 from lmloop.tokens.encoding import Encoder
 from lmloop.tokens.epochs import Epochs
 from lmloop.tokens.lanes import Key, Lanes, Rows
-from lmloop.tokens.mixing import lane_weights
+from lmloop.tokens.mixing import lane_weights, replay_of
 from lmloop.tokens.rounds import Rounds
 
 
@@ -51,6 +52,7 @@ class StepBuilder:
         self,
         parts: Sequence[Sequence[Source]],
         encoder: Encoder,
+        chats: ChatEncoder | None,
         section: DataSection,
         *,
         micro_batch_tokens: int,
@@ -62,12 +64,13 @@ class StepBuilder:
         notices: list[str],
         check: Callable[[], None],
     ) -> None:
-        """`parts`: the sources as they are cut. `endless`: a source that ends begins again. `state`: `{}` is the start.
+        """`parts`: the sources as they are cut. `chats`: for those that hold conversations. `endless`: a source that ends
+        begins again. `state`: `{}` is the start.
 
         `notices` gets a line for each source without documents; `check` is called while reading and may raise.
         """
-        self._lanes = lanes = Lanes(parts, encoder, section, rank=rank, world=world, check=check)
-        weights = lane_weights(section, lanes.names)
+        self._lanes = lanes = Lanes(parts, encoder, chats, section, rank=rank, world=world, check=check)
+        weights, replay = lane_weights(section, lanes.names), replay_of(section, lanes.names)
         self._left_out: dict[str, dict[str, int]] = state.get("left_out", {}) if endless else {}
         reasons = {key: self._left_out.get(lanes.names[key[0]], {}).get(str(key[1]), 0) for key in lanes.keys}
         left_out = {key: reason for key, reason in reasons.items() if reason}
@@ -78,15 +81,17 @@ class StepBuilder:
             weights,
             lanes.counts,
             [list(key) for key in left_out],
+            *([[replay.share, list(replay.is_old_S)]] if any(replay.is_old_S) else []),
         ]
         lanes.load_state_dict(state.get("lanes", {}))
         self._mix = (
-            Rounds(lanes, weights, left_out)
+            Rounds(lanes, weights, left_out, replay)
             if endless
-            else Epochs(lanes, weights, sequential=section.mix_strategy == "sequential", notices=notices)
+            else Epochs(lanes, weights, replay, sequential=section.mix_strategy == "sequential", notices=notices)
         )
         self._mix.load_state_dict(state.get("mix", {}), same=state.get("signature") == self._signature)
         self._pad_id = encoder.tokenizer.pad_id
+        self._trims = chats is not None and not chats.names.isdisjoint(lanes.names)
         self._micro_batch_tokens = micro_batch_tokens
         self._tokens_per_step = tokens_per_step
         self._rank = rank
@@ -108,8 +113,17 @@ class StepBuilder:
         mine = [(part.places, part.block, np.flatnonzero(rank_N[part.places] == self._rank)) for part in rows.parts]
         block = RowBlock.merge([(places[own], whole.pick(own)) for places, whole, own in mine if len(own)])
         bounds = [len(block) * index // count for index in range(count + 1)] if block else [0] * (count + 1)
+        if not self._trims:
+            return [
+                Batch.from_block(block, start, stop)
+                if block and stop > start
+                else Batch.without_weight(length, self._pad_id)
+                for start, stop in pairwise(bounds)
+            ]
         return [
-            Batch.from_block(block, start, stop) if block and stop > start else Batch.without_weight(length, self._pad_id)
+            Batch.from_block(block, start, stop).trimmed()
+            if block and stop > start
+            else Batch.without_weight(min(length, TRIMMED_TO), self._pad_id)
             for start, stop in pairwise(bounds)
         ]
 

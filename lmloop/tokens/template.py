@@ -48,27 +48,35 @@ def chat_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
         if name == MODEL:
             if tokenizer.chat_template is None:
                 raise ValueError(f"the tokenizer has no template of its own: choose one of {', '.join(TEMPLATES)}")
-            return ChatTemplate(Untrusted(tokenizer.chat_template, tokenizer.named_tokens), tokenizer)
+            return _own(tokenizer.chat_template, tokenizer)
         if name not in TEMPLATES:
             raise ValueError(f"there is none of this name: choose one of {', '.join(TEMPLATES)} or {MODEL}")
         known = {token.content for token in tokenizer.backend.get_added_tokens_decoder().values()}
         for own in TEMPLATES[name]:
             if known >= set(own.needs):
-                return ChatTemplate(Trusted(own.source, tokenizer.named_tokens), tokenizer, strips=own.strips)
+                return _own(own.source, tokenizer)
         missing = [token for token in TEMPLATES[name][0].needs if token not in known]
         raise ValueError(f"the tokenizer has no control token {missing[0]}: choose 'plain' or 'alpaca', which need none")
     except ValueError as error:
         raise ValueError(f"chat template '{name}': {error}") from None
 
 
+def _own(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """The template of this source, rendered here if it is one of ours, which tokenizers of our runs carry along."""
+    known = {own.source: own for forms in TEMPLATES.values() for own in forms}.get(source)
+    render = Untrusted(source, tokenizer.named_tokens) if known is None else Trusted(source, tokenizer.named_tokens)
+    return ChatTemplate(source, render, tokenizer, strips=known is not None and known.strips)
+
+
 class ChatTemplate:
     """A template with a tokenizer; `chat_template` makes one. Calls may come from several threads.
 
-    stop_ids: the control tokens that end an answer.
+    source: the Jinja text. stop_ids: the control tokens that end an answer.
     """
 
-    def __init__(self, render: Trusted | Untrusted, tokenizer: Tokenizer, *, strips: bool = False) -> None:
+    def __init__(self, source: str, render: Trusted | Untrusted, tokenizer: Tokenizer, *, strips: bool = False) -> None:
         """`strips`: whether one of our own templates strips messages. ChatTemplateError when it cannot be trained."""
+        self.source = source
         self._render = render
         self._strips = strips
         self._kept: dict[tuple[_Roles, bool], tuple[Skeleton, Layout] | str] = {}

@@ -166,6 +166,11 @@ class Tokenizer:
             template = template.get("default")
         return template if isinstance(template, str) else None
 
+    def with_chat_template(self, source: str) -> Tokenizer:
+        """The same tokenizer with another chat template."""
+        content = json.loads(self.to_json())
+        return Tokenizer.from_json(json.dumps({**content, "config": {**content["config"], "chat_template": source}}))
+
     # ---- keeping ----
 
     def to_json(self) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmloop.preset.schema import TrainSection
+from lmloop.training.comparison import Comparison
 from lmloop.training.evaluate import Evaluation
+from lmloop.training.journal import Journal
 from lmloop.training.metrics import MetricsFile
 from lmloop.training.progress import Display
 from lmloop.training.record import RunRecord
@@ -38,6 +40,8 @@ class Boundary:
         sampler: Callable[[Stop], list[tuple[str, str]] | None],
         on_best: Callable[[], None],
         notice: Callable[[str], None],
+        journal: Journal | None = None,
+        comparison: Comparison | None = None,
     ) -> None:
         self.section = section
         self.progress = progress
@@ -51,6 +55,9 @@ class Boundary:
         self.sampler = sampler
         self.on_best = on_best
         self.notice = notice
+        self.journal = journal
+        self.comparison = comparison
+        self._newest: Evaluation | None = None
 
     def after_step(
         self,
@@ -74,11 +81,27 @@ class Boundary:
                 progress.interval_sources[name] = progress.interval_sources.get(name, 0) + rows
         progress.last_step = {**facts, "loss": loss}
         progress.boundary_done = False
+        if self.journal is not None:
+            self.journal.after_step(loss, tokens, facts)
         self.record.move(waited_s, source="train", target="data")
         self.display.tick(progress.step, facts["fraction"], loss)
 
     def pass_through(self, should_stop: Stop, *, final: bool) -> bool:
         """Do what is due after the last step. False when asked to stop before it was all done: it is then still due."""
+        if not self._after_last_step(should_stop, final=final):
+            return False
+        final = final or self.progress.stopped_early
+        if self.comparison is not None and (half := self.comparison.due(final=final)):
+            evaluation = self._newest if self.progress.last_eval_step == self.progress.step else None
+            with self.record.phase("evaluate"), self.display.busy(f"measuring what it can do {half}"):
+                if not self.comparison.measure(half, should_stop, evaluation):
+                    return False
+        if self.journal is None or not self.journal.is_due(final=final):
+            return True
+        with self.record.phase("sample"), self.display.busy("writing the journal"):
+            return self.journal.pass_through(should_stop, final=final)
+
+    def _after_last_step(self, should_stop: Stop, *, final: bool) -> bool:
         progress, section, step = self.progress, self.section, self.progress.step
         unsampled = bool(section.sample_every_steps) and progress.last_sample_step != step
         if final and progress.last_step and (unsampled or (self.evaluator and progress.last_eval_step != step)):
@@ -109,7 +132,10 @@ class Boundary:
         if progress.last_eval_step == progress.step:
             return evaluation  # made again, since the run was stopped before its line was written: it counts once
         progress.last_eval_step = progress.step
+        self._newest = evaluation
         value = evaluation.cross_entropy
+        if self.journal is not None:
+            self.journal.evaluated(value)
         if math.isfinite(value) and (progress.best_val_loss is None or value < progress.best_val_loss):
             progress.best_val_loss, progress.best_step, progress.evals_since_best = value, progress.step, 0
             self.on_best()
@@ -129,6 +155,8 @@ class Boundary:
             self._append(self.samples, line)
             self.trackers.sample(self.progress.step, prompt, text)
             self.display.sample(prompt, text)
+        if self.journal is not None:
+            self.journal.sampled(written)
         self.progress.last_sample_step = self.progress.step
         return True
 
@@ -163,6 +191,8 @@ class Boundary:
                 "val_bits_per_byte": evaluation.bits_per_byte,
                 "val_tokens": evaluation.tokens,
             }
+            if evaluation.by_source:
+                line["val_sources"] = {name: round(loss, 6) for name, loss in evaluation.by_source.items()}
         self._append(self.metrics, line)
         self.trackers.log(line)
         self.display.step(line)

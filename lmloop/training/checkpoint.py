@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ PREVIOUS = "lm_prev.pth"
 PREVIOUS_2 = "lm_prev2.pth"
 BEST = "lm_best.pth"
 MIRROR = "simple_lm_trained.pth"
+PINNED = "lm_pinned.pth"
+"""What an epoch began with, where it may be taken back."""
 NEWEST_FIRST = (CURRENT, PREVIOUS, PREVIOUS_2)
 _NEXT = "lm_next.pth"
 
@@ -204,7 +207,29 @@ class CheckpointStore:
             f"{need_bytes:,} bytes, {free_text}); earlier checkpoints are intact",
         )
 
+    def pin(self) -> None:
+        """Keep what is the newest checkpoint now until the next one is pinned. OSError."""
+        current, pinned = self.run_dir / CURRENT, self.run_dir / PINNED
+        manifest = self._identify(current, read_manifests(self.run_dir))
+        if manifest is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), str(current))
+        prepared = durable.temporary(pinned)
+        with durable.removed_on_error(prepared):
+            durable.link_or_copy(current, prepared)
+            durable.replace(prepared, pinned)
+        self._remember(pinned, manifest.sha256)
+        # In between the manifest of the current one vouches for it, which has the same content.
+        durable.atomic_write(manifest_path(pinned), manifest.to_json())
+
     # ---- loading ----
+
+    def load_pinned(self, step: int) -> dict[str, Any] | None:
+        """The state that was pinned at `step`; None where there is none, or none that can be used."""
+        try:
+            state, manifest = self._read(self.run_dir / PINNED)
+        except (FileNotFoundError, Unusable):
+            return None
+        return state if manifest.step == step else None
 
     def load(self, which: Literal["newest", "best"] = "newest") -> Loaded | None:
         """The newest checkpoint, or the best one (the newest, where no best one was saved), with tensors on the CPU.

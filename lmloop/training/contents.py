@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lmloop.preset.compare import preset_hash, resolved
 from lmloop.preset.schema import Preset
 from lmloop.tokens.feed import TextFeed, merge_states
+from lmloop.tokens.preface import PrefaceFeed
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.checkpoint import FORMAT
 from lmloop.training.metrics import MetricsFile
@@ -24,7 +25,7 @@ class Contents:
 
     preset: Preset
     tokenizer: Tokenizer
-    feed: TextFeed
+    feed: TextFeed | PrefaceFeed
     parallel: Alone
     optimizer: Optimizer
     metrics: MetricsFile
@@ -39,11 +40,13 @@ class Contents:
         """
         processes, device = self.parallel.processes, self.parallel.device
         feeds, generators = processes.gather(self.feed.state_dict()), processes.gather(rng_state(device))
+        base = self.parallel.model.base_identity
         self.metrics.sync()
         self.samples.sync()
         return {
             "format": FORMAT,
             **self.parallel.state(self.optimizer),
+            **({} if base is None else {"base": base}),
             "rng": generators[0],
             "rng_of_others": generators[1:],
             "feed": merge_states(feeds),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,10 @@ from lmloop.models.base import LanguageModel
 from lmloop.objectives.language import LanguageObjective
 from lmloop.processes import ALONE, Processes
 from lmloop.tokens.batch import Batch, Row
+from lmloop.tokens.chat_packing import ChatLane
+from lmloop.tokens.conversations import ChatEncoder
+from lmloop.tokens.encoding import Encoder
+from lmloop.tokens.lanes import lane_of
 from lmloop.tokens.packing import Lane
 from lmloop.tokens.tokenizer import Tokenizer
 
@@ -26,7 +30,9 @@ class Evaluation:
     """Negative log-likelihood of all targets, in nats."""
     tokens: int
     bytes: int
-    """UTF-8 length of the documents."""
+    """UTF-8 length of the documents; of conversations, of the messages that are trained."""
+    by_source: dict[str, float] = field(default_factory=dict)
+    """Nats per token on each source, where there are several."""
 
     @property
     def cross_entropy(self) -> float:
@@ -57,11 +63,13 @@ class Evaluation:
 class _Counted:
     """A source that counts the bytes it gave and ends after `max_tokens` targets."""
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, max_tokens: int | None) -> None:
+    def __init__(self, source: Source, tokenizer: Tokenizer, max_tokens: int | None, *, whole: bool) -> None:
+        """`whole`: documents are not cut, so that the last one may exceed the limit."""
         self.name = source.name
         self.source = source
         self.tokenizer = tokenizer
         self.left = max_tokens
+        self.whole = whole
         self.bytes = 0
 
     def parents(self) -> Sequence[str] | None:
@@ -70,6 +78,12 @@ class _Counted:
     def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
         for document, after in self.source.read(position, epoch):
             text = document.text
+            if self.whole:  # a conversation, whose bytes are those of what is trained of it
+                if self.left is not None and self.left <= 0:
+                    return
+                self.left = None if self.left is None else self.left - self._targets(text)
+                yield document, after
+                continue
             if self.left is not None:
                 if self.left < 2:
                     return
@@ -92,29 +106,48 @@ class HeldOut:
 
     batches: list[Batch]
     bytes: int
+    sources: list[str] = field(default_factory=list)
+    """The source of each batch."""
 
 
-def _rows(lane: Lane, length: int) -> Iterator[Row]:
+def _rows(lane: Lane | ChatLane, length: int) -> Iterator[Row]:
     while (row := lane.take(length)) is not None:
         yield row
 
 
-def held_out(sources: Sequence[Source], tokenizer: Tokenizer, *, length: int, rows: int, max_tokens: int | None) -> HeldOut:
-    """Read the sources into batches of `rows` rows of `length` tokens, the budget of tokens dealt equally among them."""
-    batches, total_bytes = [], 0
+def held_out(
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    rows: int,
+    max_tokens: int | None,
+    chats: ChatEncoder | None = None,
+) -> HeldOut:
+    """Read the sources into batches of `rows` rows of `length` tokens, the budget of tokens dealt equally among them.
+
+    chats: encodes those that hold conversations. What is evaluated of these is what would be trained of them.
+    """
+    encoder = Encoder(tokenizer, cache_bytes=0)
+    batches, names, total_bytes = [], [], 0
     share = None if max_tokens is None else max(max_tokens // max(len(sources), 1), 2)
     for source in sources:
-        counted = _Counted(source, tokenizer, share)
+        is_chat = chats is not None and source.name in chats.names
+        counted = _Counted(source, tokenizer, share, whole=is_chat)
+        lane = lane_of(counted, encoder, chats)
         pending: list[Row] = []
-        for row in _rows(Lane(counted, tokenizer), length):
+        source_batches: list[Batch] = []
+        for row in _rows(lane, length):
             pending.append(row)
             if len(pending) == rows:
-                batches.append(Batch.from_rows(pending))
+                source_batches.append(Batch.from_rows(pending))
                 pending = []
         if pending:
-            batches.append(Batch.from_rows(pending))
-        total_bytes += counted.bytes
-    return HeldOut(batches, total_bytes)
+            source_batches.append(Batch.from_rows(pending))
+        batches += [batch.trimmed() for batch in source_batches] if is_chat else source_batches
+        names += [source.name] * (len(batches) - len(names))
+        total_bytes += lane.trained_bytes if isinstance(lane, ChatLane) else counted.bytes
+    return HeldOut(batches, total_bytes, names)
 
 
 @torch.no_grad()
@@ -151,8 +184,15 @@ def evaluate(
         model.train(was_training)
     every = processes.exchange(sums)
     nll_sum, tokens = 0.0, 0
+    sums_of: dict[str, tuple[float, int]] = {}
     for index in range(len(data.batches)):
         at = 2 * (index // processes.world)
         nll, count = every[index % processes.world][at : at + 2]
         nll_sum, tokens = nll_sum + nll, tokens + int(count)
-    return Evaluation(nll_sum, tokens, data.bytes) if tokens else None
+        if data.sources:
+            so_far = sums_of.get(data.sources[index], (0.0, 0))
+            sums_of[data.sources[index]] = so_far[0] + nll, so_far[1] + int(count)
+    if not tokens:
+        return None
+    by_source = {name: nll / count for name, (nll, count) in sums_of.items() if count} if len(sums_of) > 1 else {}
+    return Evaluation(nll_sum, tokens, data.bytes, by_source)

@@ -15,10 +15,10 @@ import torch
 from torch.optim import Optimizer
 
 from lmloop.hardware import memory_in_use_bytes
-from lmloop.objectives.term import total_loss
 from lmloop.preset.schema import TrainSection
 from lmloop.tokens.feed import Feed
 from lmloop.training.boundary import Boundary
+from lmloop.training.gradients import Gradients, OutOfRoomError
 from lmloop.training.intake import Inlet, Intake
 from lmloop.training.parallel import Alone
 from lmloop.training.schedule import Schedule
@@ -62,6 +62,7 @@ class Trainer:
         self.boundary = boundary
         self.snapshots = snapshots
         self.should_stop = should_stop
+        self.gradients = Gradients(parallel, progress, boundary.notice)
 
     def run(self) -> Outcome:
         """Train until the budget is used up, a signal asks to stop, or training cannot go on."""
@@ -93,24 +94,17 @@ class Trainer:
                 continue
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * self.schedule.rate_factor(progress, fraction) * progress.rate_scale
-            if not self._step(intake, length, fraction, started, self.feed.wait_s - waited):
-                return Outcome(
-                    "failed", f"loss or gradient not finite at step {progress.step} after {progress.rollbacks} rollbacks"
-                )
+            problem = self._step(intake, length, fraction, started, self.feed.wait_s - waited)
+            if problem:
+                return Outcome("failed", problem)
 
-    def _step(self, intake: Intake, length: int, fraction: float, started: float, waited: float) -> bool:
-        """One update. False when training cannot go on."""
+    def _step(self, intake: Intake, length: int, fraction: float, started: float, waited: float) -> str:
+        """One update. Why training cannot go on; '' when it can."""
         progress, parallel = self.progress, self.parallel
-        loss = torch.zeros((), device=parallel.device)
-        for number, batch in enumerate(intake.batches, 1):
-            batch = batch.to(parallel.device)
-            with parallel.micro_batch(last=number == len(intake.batches)):
-                with torch.autocast(parallel.device.type, torch.bfloat16, enabled=parallel.autocast):
-                    terms = parallel.forward(batch)
-                # Each term is divided by its own count over the whole step, so that accumulation never changes the gradient.
-                total = total_loss(terms, intake.counts)
-                total.backward()
-            loss += total.detach()
+        try:
+            loss = self.gradients.of(intake)
+        except OutOfRoomError as error:
+            return str(error)
         grad_norm = parallel.clip(self.section.max_grad_norm or float("inf"))
         loss_value, norm_value = torch.stack([parallel.processes.average(loss), grad_norm.to(loss)]).tolist()
         finite = all(abs(value) < float("inf") for value in (loss_value, norm_value))
@@ -140,29 +134,30 @@ class Trainer:
         )
         return self._survive_bad_step(finite)
 
-    def _survive_bad_step(self, finite: bool) -> bool:
+    def _survive_bad_step(self, finite: bool) -> str:
         """Count a skipped update; several in a row go back to the last checkpoint at half the rate, then end the run."""
         progress = self.progress
+        gone = f"loss or gradient not finite at step {progress.step} after {progress.rollbacks} rollbacks"
         if finite:
             progress.bad_in_a_row = 0
-            return True
+            return ""
         progress.skipped += 1
         progress.bad_in_a_row += 1
         self.boundary.notice("loss or gradient not finite: this update is skipped")
         if progress.bad_in_a_row < self.section.max_bad_steps:
-            return True
+            return ""
         if progress.rollbacks >= self.section.max_rollbacks:
-            return False
+            return gone
         restored = self.snapshots.restore_weights()
         if restored is None:
-            return False
+            return gone
         progress.rollbacks += 1
         progress.bad_in_a_row = 0
         progress.rate_scale *= 0.5
         self.boundary.notice(
             f"{self.section.max_bad_steps} bad updates in a row: weights of step {restored} again, learning rate halved"
         )
-        return True
+        return ""
 
     def _stopped(self) -> Outcome:
         return Outcome("stopped", "asked to stop") if self.snapshots.save() else self._unsaved()

@@ -80,7 +80,8 @@ class Alone:
 
     def state(self, optimizer: Optimizer) -> dict[str, Any]:
         """State of model and optimizer on the CPU, on the ranks that write it."""
-        return {"model": on_cpu(self.model.state_dict(), {}), "optimizer": on_cpu(optimizer.state_dict(), {})}
+        weights = {name: tensor.detach() for name, tensor in self.model.trainable_state_dict().items()}
+        return {"model": on_cpu(weights, {}), "optimizer": on_cpu(optimizer.state_dict(), {})}
 
     def put_weights(self, weights: dict[str, Tensor] | None) -> None:
         """Put back weights that this very model had; the first rank has them."""

@@ -102,14 +102,17 @@ class Display:
     def start(self, facts: Mapping[str, Any]) -> None:
         """Say what is going to run, and begin the progress.
 
-        `facts` may have preset, run, machine, parameters, sources (names), memory_bytes, tokens_per_s and forecast; what it
-        lacks is left out. Of a run that goes on, `step` and `fraction` say where it stands.
+        `facts` may have preset, run, machine, parameters, trainable, sources (names), memory_bytes, tokens_per_s and
+        forecast; what it lacks is left out. Of a run that goes on, `step` and `fraction` say where it stands.
         """
         self._step, self._fraction = facts.get("step", 0), facts.get("fraction", 0.0)
         self._activity = ""
         self._name = visible(str(facts.get("preset", "")))
-        number = facts.get("parameters")
-        head = [self._name, f"{figures.count(number)} parameters" if number else "", str(facts.get("machine") or "")]
+        number, trainable = facts.get("parameters"), facts.get("trainable")
+        size = f"{figures.count(number)} parameters" if number else ""
+        if number and trainable and trainable != number:
+            size = f"{trainable:,} of {number:,} parameters trained ({trainable / number:.2%})"
+        head = [self._name, size, str(facts.get("machine") or "")]
         sources = [str(name) for name in facts.get("sources") or ()]
         speed, memory = facts.get("tokens_per_s"), facts.get("memory_bytes")
         pace = [
@@ -212,7 +215,8 @@ class Display:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """End the display with how the run ended, where its files are and what to type next.
 
-        `facts` may have status, reason, step, tokens, val_loss, best_step, checkpoint, report, run and again (a command).
+        `facts` may have status, reason, step, tokens, val_loss, best_step, checkpoint, report, run, findings (a line each)
+        and again (a command).
         """
         self.close()
         status = str(facts.get("status", "finished"))
@@ -226,6 +230,8 @@ class Display:
         if (best := facts.get("val_loss")) is not None:
             at = f" at step {facts['best_step']:,}" if facts.get("best_step") is not None else ""
             reached.append(f"best validation loss {best:.4f}{at}")
+        for finding in facts.get("findings") or ():
+            self._print(Text(visible(finding), "yellow"))
         rows = {
             "reached": reached,
             "checkpoint": [str(facts.get("checkpoint") or "")],

@@ -13,6 +13,7 @@ from lmloop.hardware import memory_in_use_bytes
 from lmloop.objectives.base import Objective
 from lmloop.objectives.term import total_loss
 from lmloop.tokens.batch import Batch
+from lmloop.training.gradients import is_out_of_memory
 from lmloop.training.rng import rng_state, set_rng_state
 
 
@@ -43,7 +44,7 @@ def worst_batch(rows: int, length: int, vocab_size: int, *, packed: bool, seed: 
 
 def too_large(error: RuntimeError, rows: int, length: int) -> Exception:
     """What to raise for an error of the rehearsal: in words where memory was short, the error itself where it was not."""
-    if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error).lower():
+    if not is_out_of_memory(error):
         return error
     return ValueError(
         f"train.per_gpu_batch_size {rows}: a batch of rows of {length} tokens does not fit in memory: "

@@ -23,6 +23,8 @@ from lmloop.durable import atomic_write
 from lmloop.training import charts, figures
 from lmloop.training.commands import command
 from lmloop.training.curves import loss_chart, small_charts
+from lmloop.training.diagnosis import Finding, diagnose
+from lmloop.training.journal_file import Section
 from lmloop.training.record import PHASES
 from lmloop.training.run_files import Metrics, RunFiles, read_run
 from lmloop.training.verdict import judge, perplexity
@@ -46,7 +48,7 @@ _PHASE_WORDS = {
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into the run folder and return its path.
 
-    Reads `run.json`, `metrics.jsonl`, `samples.jsonl` and `quarantine.jsonl`; what is missing or torn is left out, and the
+    Reads what `read_run` reads; what is missing or torn is left out, and the
     report says so. Raises OSError when the file cannot be written.
     """
     path = run_dir / "report.html"
@@ -71,10 +73,13 @@ def render(files: RunFiles, run_dir: Path) -> str:
         script_hash=digest,
         headline=_headline(record, metrics),
         fit=judge(metrics),
+        findings=findings(files),
         facts=_facts(record, metrics),
         loss_chart=loss_chart(metrics),
         charts=small_charts(metrics),
         samples=_samples(files.samples),
+        comparison=_comparison(files.comparison),
+        journal=_journal(files.journal),
         phases=_phases(record),
         sessions=_sessions(record),
         sources=_sources(metrics),
@@ -189,6 +194,77 @@ def _samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = np.unique(np.linspace(0, len(ordered) - 1, MAX_SAMPLES).round().astype(int))
         ordered = [ordered[int(index)] for index in chosen]
     return ordered
+
+
+def findings(files: RunFiles) -> list[Finding]:
+    """What went wrong in the run, and what to do about it."""
+    preset = files.record.get("preset")
+    adapter = isinstance(preset, dict) and preset.get("adapter") is not None
+    return diagnose(files.metrics, files.samples, files.comparison, adapter=adapter)
+
+
+def _comparison(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Before and after side by side: rows of figures, and what was written to each prompt."""
+    before, after = content.get("before"), content.get("after")
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return None
+    figures_of = [_figures_of(before), _figures_of(after)]
+    labels = [label for label in figures_of[0] if label in figures_of[1]]
+    texts: list[dict[str, Any]] = []
+    for key in ("samples", "answers"):
+        for one, other in zip(_listed(before, key), _listed(after, key), strict=False):
+            first, second = _written(one), _written(other)
+            if first and second and first["asked"] == second["asked"]:
+                texts.append({"asked": first["asked"], "expected": first["expected"], "both": (first, second)})
+    return {
+        "steps": [half["step"] if isinstance(half.get("step"), int) else 0 for half in (before, after)],
+        "rows": [(label, figures_of[0][label], figures_of[1][label]) for label in labels],
+        "texts": texts[:MAX_SAMPLES],
+    }
+
+
+def _figures_of(half: dict[str, Any]) -> dict[str, str]:
+    """Loss, accuracy and how much of what was written repeats itself, as people read them."""
+    rows: dict[str, str] = {}
+    sources = half.get("sources")
+    losses = [("Held-out loss", half.get("loss")), *(sources.items() if isinstance(sources, dict) else ())]
+    for label, loss in losses:
+        if isinstance(loss, int | float):
+            rows[str(label)] = figures.value(loss)
+    answers = [answer for answer in _listed(half, "answers") if isinstance(answer, dict)]
+    if answers:
+        right = sum(answer.get("right") is True for answer in answers)
+        rows["Right answers"] = f"{right} of {len(answers)}"
+    for n in (1, 2):
+        share = half.get(f"distinct_{n}")
+        if isinstance(share, int | float):
+            rows[f"Distinct-{n}"] = figures.percent(share)
+    return rows
+
+
+def _listed(half: dict[str, Any], key: str) -> list[Any]:
+    content = half.get(key)
+    return content if isinstance(content, list) else []
+
+
+def _written(one: object) -> dict[str, Any] | None:
+    """A sample [prompt, text] or an answer as {asked, expected, text, right}."""
+    if isinstance(one, list) and len(one) == 2:
+        one = {"asked": one[0], "answer": one[1]}
+    if not isinstance(one, dict):
+        return None
+    asked, expected, text = (
+        _showable(str(one.get(key) or ""))[:SAMPLE_CHARACTERS] for key in ("asked", "expected", "answer")
+    )
+    return {"asked": asked, "expected": expected, "text": text, "right": one.get("right")}
+
+
+def _journal(sections: list[Section]) -> list[dict[str, str]]:
+    """The journal's parts, the newest last; of many the newest ones."""
+    return [
+        {"kind": part.kind, "id": part.id, "facts": _showable(part.facts), "text": _showable(part.text[:SAMPLE_CHARACTERS])}
+        for part in sections[-MAX_SAMPLES:]
+    ]
 
 
 def _showable(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,8 @@ from lmloop.training.commands import command
 from lmloop.training.loop import Outcome
 from lmloop.training.progress import Display
 from lmloop.training.record import RunRecord
-from lmloop.training.report import write_report
+from lmloop.training.report import findings, write_report
+from lmloop.training.run_files import read_run
 from lmloop.training.state import Progress
 
 REPORT_EVERY_S = 60.0
@@ -110,10 +111,12 @@ class Reporter:
         """End the session: record, report, last words. `goes_on`: the same command would train on."""
         self.record.finish(outcome.status, outcome.reason, to_step=self.progress.step)
         self.report(now=True)
-        return self.say(outcome, again=command("train", str(self.preset_path)) if goes_on else "")
+        found = [str(finding) for finding in findings(read_run(self.run_dir))] if self.processes.first else []
+        return self.say(outcome, again=command("train", str(self.preset_path)) if goes_on else "", findings=found)
 
-    def say(self, outcome: Outcome, *, again: str = "") -> dict[str, Any]:
-        """How the run stands and the command to train on, on the terminal; what `train --json` prints."""
+    def say(self, outcome: Outcome, *, again: str = "", findings: Sequence[str] = ()) -> dict[str, Any]:
+        """How the run stands, what was found wrong, and the command to train on, on the terminal; what `train --json`
+        prints."""
         answer = {
             "status": outcome.status,
             "reason": outcome.reason,
@@ -124,6 +127,7 @@ class Reporter:
             "best_step": self.progress.best_step,
             "checkpoint": str(self.run_dir / "lm_current.pth"),
             "report": str(self.run_dir / "report.html"),
+            "findings": list(findings),
         }
         self.display.finish({**answer, "again": again})
         return answer

@@ -41,7 +41,7 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str, wor
     progress = Progress.from_state_dict(state["progress"])
     differing = [change for change in changes(state["preset"], resolved(preset)) if change.effect != NOTHING]
     for change in differing:
-        if change.key.startswith("tokenizer"):
+        if change.key.startswith("tokenizer") and not _comes_with_base(change.key, preset):
             raise ValueError(
                 f"{change.key}: {change.new!r}, but the model in {preset.run_dir} was trained with {change.old!r}: "
                 "put it back, or give this preset another output_dir"
@@ -58,6 +58,8 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str, wor
         progress.start_new_budget()
         progress.best_val_loss = None  # measured on other text
     resized = {change.key for change in differing} & {f"train.{key}" for key in _BATCH_KEYS}
+    if resized:
+        progress.tokens_at_a_time = 0  # it belonged to the batch that was
     global_batch_size = preset.train.global_batch_size or (
         preset.train.rows_per_step(world) if resized else state.get("global_batch_size", preset.train.rows_per_step(1))
     )
@@ -80,6 +82,12 @@ def carry_over(state: dict[str, Any] | None, preset: Preset, *, device: str, wor
         global_batch_size=global_batch_size,
         notices=notices,
     )
+
+
+def _comes_with_base(key: str, preset: Preset) -> bool:
+    """A base that lies elsewhere by now has its tokenizer there, which is that of the checkpoint if the base is the same."""
+    of_place = key in ("tokenizer.path", "tokenizer.revision")
+    return of_place and preset.model.pretrained is not None and preset.tokenizer.path == preset.model.pretrained
 
 
 def _described(change: Change) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from lmloop.training.comparison import read_comparison
+from lmloop.training.journal_file import Section, parse
+
 COLUMNS = (
     "step",
     "tokens",
@@ -41,6 +44,8 @@ class Metrics:
 
     columns: dict[str, np.ndarray]
     sources: list[dict[str, float]]
+    val_sources: list[dict[str, float]] = field(default_factory=list)
+    """Of each line the validation loss of each source, where there are several; empty without an evaluation."""
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -69,10 +74,13 @@ class RunFiles:
     quarantine: Counter[tuple[str, str]]
     quarantine_examples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
+    journal: list[Section] = field(default_factory=list)
+    comparison: dict[str, Any] = field(default_factory=dict)
 
 
 def read_run(run_dir: Path) -> RunFiles:
-    """Read `run.json`, `metrics.jsonl`, `samples.jsonl` and `quarantine.jsonl`; a missing file counts as empty."""
+    """Read `run.json`, `metrics.jsonl`, `samples.jsonl`, `quarantine.jsonl`, `comparison.json` and the journal; a missing
+    file counts as empty."""
     problems: list[str] = []
     metrics = _read_metrics(run_dir / "metrics.jsonl", problems)
     samples = [line for line in _lines(run_dir / "samples.jsonl", problems) if isinstance(line.get("text"), str)]
@@ -83,7 +91,25 @@ def read_run(run_dir: Path) -> RunFiles:
         if len(examples) < QUARANTINE_EXAMPLES:
             examples.append(line)
     record = _read_record(run_dir / "run.json", problems)
-    return RunFiles(record, metrics, samples, counts, examples, problems)
+    journal = _read_journal(run_dir, record, problems)
+    return RunFiles(record, metrics, samples, counts, examples, problems, journal, read_comparison(run_dir))
+
+
+def _read_journal(run_dir: Path, record: dict[str, Any], problems: list[str]) -> list[Section]:
+    """The parts of the journal, where the run keeps one."""
+    preset = record.get("preset")
+    section = preset.get("journal") if isinstance(preset, dict) else None
+    if not isinstance(section, dict):
+        return []
+    named = section.get("path")
+    path = Path(named).expanduser() if isinstance(named, str) else run_dir / "journal.md"
+    try:
+        return parse(path.read_bytes().decode("utf-8", "replace"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        problems.append(f"the journal could not be read: {error.strerror or error}")
+        return []
 
 
 def _read_record(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -126,6 +152,7 @@ def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 def _read_metrics(path: Path, problems: list[str]) -> Metrics:
     columns = {name: array("d") for name in COLUMNS}
     sources: list[dict[str, float]] = []
+    val_sources: list[dict[str, float]] = []
     nan = float("nan")
     newest = -1.0
     for line in _lines(path, problems):
@@ -137,14 +164,20 @@ def _read_metrics(path: Path, problems: list[str]) -> Metrics:
             for name in COLUMNS:
                 columns[name] = columns[name][:keep]
             del sources[keep:]
+            del val_sources[keep:]
         newest = tokens
         for name in COLUMNS:
             number = _number(line.get(name))
             columns[name].append(nan if number is None else number)
-        shares = line.get("sources")
-        shares = shares.items() if isinstance(shares, dict) else ()
-        sources.append({name: number for name, share in shares if (number := _number(share)) is not None})
-    return Metrics({name: np.array(column, dtype=np.float64) for name, column in columns.items()}, sources)
+        sources.append(_numbers(line.get("sources")))
+        val_sources.append(_numbers(line.get("val_sources")))
+    return Metrics({name: np.array(column, dtype=np.float64) for name, column in columns.items()}, sources, val_sources)
+
+
+def _numbers(content: object) -> dict[str, float]:
+    """The finite numbers of a mapping."""
+    items = content.items() if isinstance(content, dict) else ()
+    return {name: number for name, one in items if (number := _number(one)) is not None}
 
 
 def _number(content: object) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from lmloop.durable import in_words
 from lmloop.preset.schema import TrainSection
 from lmloop.processes import ALONE, Processes
 from lmloop.training.checkpoint import CheckpointStore
@@ -140,3 +141,23 @@ class Snapshots:
         if step is not None:
             self.restore(None if loaded is None else loaded.state)
         return step
+
+    def pin(self) -> str | None:
+        """Save, and keep this state until the next one is pinned; why that could not be done, None where it was."""
+        if not self.save():
+            return self.problem
+        problem: str | None = None
+        if self.processes.first:
+            try:
+                self.store.pin()
+            except OSError as error:
+                problem = in_words(error)
+        return self.processes.broadcast(problem)
+
+    def restore_pinned(self, step: int) -> bool:
+        """Put back weights and optimizer of the state that was pinned at `step`; False where it is not there."""
+        state = self.store.load_pinned(step) if self.processes.first else None
+        if not self.processes.broadcast(state is not None):
+            return False
+        self.restore(state)
+        return True

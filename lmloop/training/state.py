@@ -28,6 +28,9 @@ class Progress:
     rate_scale: float = 1.0
     """Halved at each rollback."""
 
+    tokens_at_a_time: int = 0
+    """What one forward pass may take: found for `per_gpu_batch_size: auto`, halved where memory ran out; 0: as fed."""
+
     best_val_loss: float | None = None
     best_step: int = 0
     evals_since_best: int = 0
@@ -46,6 +49,9 @@ class Progress:
     """Sums since the last metrics line."""
     interval_sources: dict[str, int] = field(default_factory=dict)
     """Rows of each source since the last metrics line."""
+
+    journal: dict[str, Any] = field(default_factory=dict)
+    """Where the journal stands; see `training/journal.py`."""
 
     @property
     def run_steps(self) -> int:

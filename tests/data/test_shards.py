@@ -193,3 +193,37 @@ def test_a_part_that_broke_off_says_so_through_what_is_around_it() -> None:
     part = cut(StreamRest(Stream("s", [["a"] * 5] * 2, die_at={1: 2}), []))
     assert [len(ids(one)) for one in part] == [5, 2]
     assert [is_broken(one) for one in part] == [False, True]
+
+
+def one_text(tmp_path: Path, characters: int) -> str:
+    text = "".join(f"{number:07}\n" for number in range(characters // 8))
+    (tmp_path / "book.txt").write_text(text)
+    return text
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 5_000}])
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+def test_one_long_text_is_read_at_eight_places(tmp_path: Path, options: dict[str, Any], held_out: float) -> None:
+    text = one_text(tmp_path, 200_000)
+    train = split(files(tmp_path / "book.txt", **options), held_out, 0.0).train
+    parts = cut(train)
+    assert len(parts) == 8
+    pieces = [list(part.read({})) for part in parts]
+    joined = "".join(document.text for piece in pieces for document, _ in piece)
+    assert joined == text[: len(joined)]
+    assert len(joined) == pytest.approx(len(text) * (1 - held_out), abs=8)
+    lengths = [sum(len(document.text) for document, _ in piece) for piece in pieces]
+    assert max(lengths) - min(lengths) <= 1
+    names = [document.id for piece in pieces for document, _ in piece]
+    assert len(set(names)) == len(names)
+    assert all(part.name == train.name and part.parents() == train.parents() for part in parts)
+    assert pieces[3][-1][0].progress == 1.0
+    for part, piece in zip(parts, pieces, strict=True):  # goes on after any document
+        for at, (_, position) in enumerate(piece):
+            assert [document for document, _ in part.read(position)] == [document for document, _ in piece[at + 1 :]]
+
+
+@pytest.mark.parametrize(("characters", "count"), [(16_000, 1), (40_000, 2), (100_000, 4), (140_000, 8)])
+def test_a_short_text_is_read_at_fewer(tmp_path: Path, characters: int, count: int) -> None:
+    one_text(tmp_path, characters)
+    assert len(cut(split(files(tmp_path / "book.txt"), 0.0, 0.0).train)) == count

@@ -30,7 +30,12 @@ LIMIT_S = 120.0
 """No case takes longer; a run that does is killed and has failed."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.torture.harness", "lmloop.launch", "lmloop.cli", "torch.distributed.fsdp", "pytest"])
+_context.set_forkserver_preload(
+    [
+        *("tests.torture.harness", "lmloop.launch", "lmloop.cli", "torch.distributed.fsdp", "pytest"),
+        *("transformers.models.qwen3.modeling_qwen3", "peft", "bitsandbytes"),  # each run that fine-tunes would import them
+    ]
+)
 
 
 def no_fault(rank: int) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lmloop.generation.engine import SMALLEST_CACHE_TOKENS, Engine, window
+from lmloop.generation.engine import FEWEST_STEPS_PREPARED, SMALLEST_CACHE_TOKENS, Engine, window
 from lmloop.generation.sampling import History, adjust
 from lmloop.models.base import LanguageModel
 from lmloop.models.build import build_model
@@ -330,3 +330,45 @@ def test_several_processes_write_what_they_agree_on(tokenizer: Tokenizer) -> Non
     other = Engine(model_of("recurrent", tokenizer), tokenizer, CPU, agree=lambda tokens: next(steps))
     assert [one.text for one in other.generate(PROMPTS, options, seed=1)] == [one.text for one in first]
     assert next(steps, None) is None
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("context", [64, 24])
+@pytest.mark.parametrize("kind", ["decoder", "gpt2"])
+def test_prepared_weights_write_what_the_model_itself_writes(
+    kind: str, context: int, autocast: bool, tokenizer: Tokenizer
+) -> None:
+    """Sampled too: to rounding it is one distribution, and the random numbers are the same."""
+    model = model_of(kind, tokenizer, context)
+    fast = Engine(model, tokenizer, CPU, autocast=autocast)
+    plain = Engine(model, tokenizer, CPU, autocast=autocast, prepares=False)
+    for options in (GREEDY, GenerationSection(temperature=1.2, stop=["t "])):
+        expected = [one.text for one in plain.generate(PROMPTS, options, 40, seed=3)]
+        written = [one.text for one in fast.generate(PROMPTS, options, 40, seed=3)]
+        if autocast:
+            assert any(one[:4] == other[:4] for one, other in zip(written, expected, strict=True))
+        else:
+            assert written == expected
+    assert fast.prepared(len(PROMPTS), 40) is not None
+    assert plain.prepared(len(PROMPTS), 40) is None
+
+
+def test_weights_are_prepared_once_and_again_when_they_change(tokenizer: Tokenizer) -> None:
+    model = model_of("decoder", tokenizer)
+    engine = Engine(model, tokenizer, CPU)
+    engine.generate(["the"], GREEDY, 20)
+    first = engine.prepared(1, 20)
+    engine.generate(["a"], GREEDY, 20)
+    assert engine.prepared(1, 20) is first
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.roll(1, 0))
+    written = engine.generate(["the"], GREEDY, 20)[0].text
+    assert written == Engine(model, tokenizer, CPU, prepares=False).generate(["the"], GREEDY, 20)[0].text
+    assert engine.prepared(1, 20) is not first
+
+
+def test_for_a_few_tokens_nothing_is_prepared(tokenizer: Tokenizer) -> None:
+    engine = Engine(model_of("decoder", tokenizer), tokenizer, CPU)
+    assert engine.prepared(1, FEWEST_STEPS_PREPARED - 1) is None
+    assert engine.prepared(1, FEWEST_STEPS_PREPARED) is not None

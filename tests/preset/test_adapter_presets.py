@@ -130,4 +130,5 @@ def test_what_a_change_of_the_adapter_does(tmp_path: Path) -> None:
 
     assert effects({"lora_r": 8}, {"lora_r": 4, "lora_dropout": 0.1}) == {"adapter.rank": MODEL, "adapter.dropout": APPLIES}
     assert effects({}, {"lora_r": 8}) == {"adapter": MODEL}
-    assert effects({}, {"base_model": "other/one"})["model.pretrained"] == MODEL
+    # The same base in another place goes on as it was; another base is refused when the run begins.
+    assert effects({}, {"base_model": "other/one"})["model.pretrained"] == APPLIES

@@ -88,7 +88,8 @@ def test_a_change_is_named_and_hashed_by_its_effect(key: str, value: Any, effect
 
 
 def test_every_key_has_an_effect_and_the_table_no_other() -> None:
-    keys = [key for key, _ in leaves()] + ["data.sources[].description", "data.validation[].description"]
+    descriptions = [f"data.{part}[].description" for part in ("sources", "validation", "replay.sources")]
+    keys = [key for key, _ in leaves()] + descriptions
     for key in keys:
         assert effect_of(key) in {NOTHING, APPLIES, FEED, OPTIMIZER, MODEL}
     for entry in EFFECTS:

@@ -12,8 +12,9 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def test_all_of_them_load_without_a_note() -> None:
     listed = list_presets(CONFIGS)
-    names = ["00_best_general.json", "01_best_qa.json", "my_files.json", "pdf_library.json", "tiny_gpt.yaml"]
-    assert [path.name for path, _ in listed] == names
+    names = ["00_best_general", "01_best_qa", "full_sft", "lora", "my_files", "pdf_library", "qlora_llama31_8b"]
+    names += ["small_full_sft", "small_lora", "small_qlora", "tiny_fast", "tiny_gpt"]
+    assert [path.stem for path, _ in listed if "journal" not in path.stem] == names
     for path, entry in listed:
         assert isinstance(entry, LoadedPreset), entry
         assert entry.preset.name == path.stem
@@ -65,6 +66,40 @@ def test_the_line_that_tiny_gpt_offers_in_a_comment_works(tmp_path: Path) -> Non
     assert load_preset(tmp_path / "mine.yaml").preset.data.sources == [FilesSource(type="files", path="./my_text.txt")]
 
 
+def test_qlora_says_what_the_guide_says() -> None:
+    preset = load_preset(CONFIGS / "qlora_llama31_8b.json").preset
+    assert (preset.model.pretrained, preset.model.seq_length) == ("meta-llama/Llama-3.1-8B", 2048)
+    adapter = preset.adapter
+    assert adapter is not None
+    assert (adapter.rank, adapter.alpha, adapter.dropout, adapter.bias, adapter.quantize) == (16, 32, 0.1, "none", "nf4")
+    assert sorted(adapter.target_modules or "") == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    train = preset.train
+    assert (train.per_gpu_batch_size, train.accumulation_steps, train.max_steps) == (6, 3, 1000)
+    assert (train.learning_rate, train.lr_schedule, train.warmup_steps) == (2e-4, "cosine", 100)
+    assert (train.weight_decay, train.max_grad_norm, train.beta2) == (0.01, 1.0, 0.999)
+    assert (train.eval_every_steps, train.save_every_steps) == (500, 500)
+    assert (preset.data.split.validation, preset.data.split.test, preset.data.template) == (0.1, 0.1, "alpaca")
+    writes = preset.generation
+    assert (writes.temperature, writes.top_p, writes.top_k, writes.repetition_penalty) == (0.7, 0.9, 50, 1.1)
+    assert writes.max_new_tokens == 512
+
+
+@pytest.mark.parametrize(
+    "name", ["lora.yaml", "full_sft.json", "small_full_sft.json", "small_lora.json", "small_qlora.json"]
+)
+def test_presets_for_chats_read_them_in_any_format(name: str) -> None:
+    preset = load_preset(CONFIGS / name).preset
+    (source,) = preset.data.sources
+    assert isinstance(source, FilesSource)
+    assert source.data_type == "chat"
+    assert preset.tokenizer.path == preset.model.pretrained
+    assert preset.train.epochs == 3
+    assert (preset.adapter is None) == ("full" in name)
+    assert (preset.adapter is not None and preset.adapter.quantize == "nf4") == ("qlora" in name)
+
+
 def test_pdf_library_reads_a_folder() -> None:
     preset = load_preset(CONFIGS / "pdf_library.json").preset
     values = resolved(preset)["data"]["sources"]
@@ -78,3 +113,44 @@ def test_my_files_reads_a_folder() -> None:
     assert [(source["type"], source["path"]) for source in values] == [("files", "./my_files")]
     assert preset.tokenizer.vocab_size == 4096
     assert preset.train.epochs is not None
+
+
+def test_meta_journal_says_what_the_seed_says() -> None:
+    preset = load_preset(CONFIGS / "meta_journal.json").preset
+    train, journal = preset.train, preset.journal
+    assert train.sequence_schedule == [1, 2400, 24000]
+    assert train.epochs_per_length == {"1": 1, "2400": 3, "24000": 38}
+    assert (train.learning_rate, train.max_grad_norm) == (0.11, 442.0)
+    assert (train.per_gpu_batch_size, train.accumulation_steps) == (1, 1)
+    assert (preset.model.pretrained, preset.model.seq_length, preset.adapter) == ("./your-base-model", 24000, None)
+    assert (preset.data.mix_strategy, preset.data.shuffle) == ("sequential", False)
+    assert journal is not None
+    assert journal.path == journal.system_prompt_path == "./training-journal.txt"
+
+
+def test_the_small_meta_journal_has_the_same_course() -> None:
+    large, small = (load_preset(CONFIGS / name).preset for name in ("meta_journal.json", "meta_journal_small.yaml"))
+    for key in ("optimizer", "learning_rate", "max_grad_norm", "lr_schedule", "warmup_fraction"):
+        assert getattr(large.train, key) == getattr(small.train, key)
+    assert next(iter(small.train.epochs_per_length or {})) == "1"
+    assert small.model.pretrained is None
+    assert small.journal is not None
+
+
+def test_a_preset_written_as_the_seed_writes_it_finds_its_journal(tmp_path: Path) -> None:
+    path = tmp_path / "seed.json"
+    path.write_text(
+        """{"checkpoint_dir": "./your-base-model/", "output_dir": "./output/",
+        "system_prompt_path": "./training-journal.txt", "sequence_schedule": [1, 2400],
+        "epochs_per_length": {"1": 1, "2400": 3},
+        "learning_rate": 0.11, "max_grad_norm": 442.0, "batch_size": 1, "gradient_accumulation_steps": 1,
+        "data_configs": [
+            {"path": "training-journal.txt", "weight": 1.0, "is_directory": false, "data_type": "text"},
+            {"path": "./training-data/journals/", "weight": 1.0, "is_directory": true, "file_pattern": "*.{txt,md}"}
+        ]}"""
+    )
+    loaded = load_preset(path)
+    assert loaded.preset.journal is not None
+    assert loaded.preset.journal.path == "./training-journal.txt"
+    assert [getattr(source, "path", "") for source in loaded.preset.data.sources] == ["./training-data/journals/"]
+    assert any("is the journal" in note for note in loaded.notes)

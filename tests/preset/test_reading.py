@@ -8,9 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lmloop.data.files import Files
+from lmloop.data.quarantine import Quarantine
 from lmloop.preset.reading import LoadedPreset, find_preset, list_presets, load_preset, preset_from_resolved, resolved
 from lmloop.preset.schema import Preset
 from lmloop.preset.shape import leaves, properties, sections
+from lmloop.preset.sources import FilesSource
 
 SOURCES = {"data": {"sources": ["wikipedia"]}}
 
@@ -388,3 +391,20 @@ def test_every_section_is_closed(tmp_path: Path) -> None:
         assert properties(node), name
         values = {"data": {"sources": ["c4"], "qqqq": 1}} if name == "data" else {**SOURCES, name: {"qqqq": 1}}
         assert f"{name}.qqqq: unknown key" in error_of(write(tmp_path, "p.json", values))
+
+
+def test_a_journal_in_the_folder_of_a_source_is_left_out_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    journal = {"path": "my/notes/journal [1].md"}
+    sources = [{"type": "files", "path": "./my"}, {"type": "files", "path": "myself"}, "python_stdlib"]
+    path.write_text(json.dumps({"journal": journal, "data": {"sources": sources}, "train": {"epochs": 1}}))
+    first, second, third = load_preset(path).preset.data.sources
+    assert getattr(first, "exclude", None) == ["./notes/journal ?1?.md"]
+    assert getattr(second, "exclude", None) == []
+    assert third == "python_stdlib"
+    (tmp_path / "my" / "notes").mkdir(parents=True)
+    for name in ("journal [1].md", "other.md"):
+        (tmp_path / "my" / "notes" / name).write_text("text\n")
+    section = FilesSource(path=str(tmp_path / "my"), exclude=getattr(first, "exclude", []))
+    files = Files("my", section, Quarantine(None, 0.5), print)
+    assert [document.id for document, _ in files.read({})] == ["notes/other.md"]

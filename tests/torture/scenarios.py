@@ -23,6 +23,7 @@ import lmloop.training.trainee
 from lmloop import durable
 from tests.distributed import faults
 from tests.distributed import harness as ranks_harness
+from tests.finetuning import write_finetuning
 from tests.torture.harness import differences, in_child, prepare, run_to_end, start, tiny_preset, wait
 
 
@@ -528,6 +529,51 @@ class Scenario:
     small: Callable[[Path], Result]
 
 
+class _Finetuned(Workshop):
+    """The same of a preset that fine-tunes."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self.reference = folder / "reference"
+        in_child(lambda: str(write_finetuning(self.reference, kind)))  # a base has weights, which PyTorch makes
+        started = time.perf_counter()
+        ended = run_to_end(self.reference)
+        self.seconds = time.perf_counter() - started
+        assert ended.status == 0, ended.output
+
+    def case(self, name: str) -> Path:
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.reference / "base", folder / "base")
+        for file in ("chats.jsonl", "preset.json"):
+            shutil.copyfile(self.reference / file, folder / file)
+        return folder
+
+
+def finetuning(folder: Path, *, timed: int, in_saves: int, seed: int = 0) -> Result:
+    """SIGKILL of full fine-tuning, LoRA and QLoRA at random times and inside saves; then on to the end."""
+    import bitsandbytes  # noqa: F401 (what a fork would else import itself, as with the next two: some seconds each)
+    import peft  # noqa: F401
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+    result, chance = Result(), random.Random(seed)
+    for kind in ("full", "lora", "qlora"):
+        shop = _Finetuned(folder / kind, kind)
+        operations = count_operations(shop)
+        strikes = [(f"{kind}-time-{number}", 0) for number in range(timed)]
+        strikes += [(f"{kind}-save-{number}", chance.randrange(1, operations + 1)) for number in range(in_saves)]
+        for name, at in strikes:
+            case = shop.case(name)
+            child = start(case, at_operation(at, _kill) if at else lambda: None)
+            if not at:
+                time.sleep(chance.uniform(0.2 * shop.seconds, shop.seconds))
+                os.kill(child, signal.SIGKILL)
+            ended = wait(child, case)
+            result.note("killed" if ended.status == -signal.SIGKILL else "ended before the kill")
+            shop.finish(case, result, name)
+    return result
+
+
 SCENARIOS: dict[str, Scenario] = {
     "kills": Scenario(
         "kill -9 at random times, inside saves and inside evaluations",
@@ -543,6 +589,11 @@ SCENARIOS: dict[str, Scenario] = {
     "disk_stays_full": Scenario("disk that stays full", disk_stays_full, disk_stays_full),
     "signals": Scenario("SIGINT and SIGTERM wherever a run can be", partial(signals, repeats=3), signals),
     "resumes": Scenario("three resumes in a row, 0 and 2 workers", resumes_keep_the_order, resumes_keep_the_order),
+    "finetuning": Scenario(
+        "kill -9 of full fine-tuning, LoRA and QLoRA, at random times and inside saves",
+        partial(finetuning, timed=20, in_saves=20),
+        partial(finetuning, timed=1, in_saves=1),
+    ),
     "two_trainers": Scenario("two trainers, stale lock", two_trainers, two_trainers),
     "second_signal": Scenario("second signal", second_signal, second_signal),
     "bad_numbers": Scenario("NaN and infinity", bad_numbers, bad_numbers),

@@ -208,3 +208,29 @@ def test_too_little_room_is_found_before_writing(tmp_path: Path, monkeypatch: py
         save(tmp_path / "run", NEW)
     is_tidy(tmp_path / "run")
     assert loads(tmp_path / "run", {10}) == 10
+
+
+def test_a_kill_at_every_operation_of_pinning(tmp_path: Path) -> None:
+    """What was pinned before is there, or what is pinned now; and the checkpoints are as they were."""
+    template = tmp_path / "template"
+    steps = older(template, 2)
+    CheckpointStore(template).pin()
+    save(template, NEW)
+    total = len(operations_of(CheckpointStore(clone(template, tmp_path / "count")).pin))
+    assert total >= 6
+    outcomes = set()
+    for index in range(total + 1):
+        folder = clone(template, tmp_path / f"case{index}")
+        assert killed_at(index, CheckpointStore(folder).pin) == (index < total)
+        CheckpointStore(folder).clean()
+        store = CheckpointStore(folder)
+        found = [step for step in (steps[0], NEW) if store.load_pinned(step) is not None]
+        assert len(found) == 1
+        outcomes.add(found[0])
+        assert kept_steps(folder)[0] == NEW
+        store.pin()
+        save(folder, LATER)
+        assert store.load_pinned(NEW) is not None
+        assert loads(folder, {LATER}) == LATER
+    assert outcomes == {steps[0], NEW}
+    assert CheckpointStore(tmp_path).load_pinned(NEW) is None

@@ -188,9 +188,9 @@ class Bench:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def update(self, batches: list[Batch]) -> bool:
-        """One update with these micro-batches."""
+        """One update with these micro-batches; whether training can go on."""
         self.feed.make = lambda step: batches
-        return self.trainer._step(self.trainer.inlet.take(4), length=4, fraction=0.0, started=0.0, waited=0.0)
+        return not self.trainer._step(self.trainer.inlet.take(4), length=4, fraction=0.0, started=0.0, waited=0.0)
 
     def lines(self, name: str = "metrics") -> list[dict[str, Any]]:
         path = self.folder / f"{name}.jsonl"
