@@ -95,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     datasets = verb("datasets", _datasets, "the data sets that a preset can name: size, licence, domain and fields")
     datasets.add_argument("--kind", choices=("pretraining", "fine-tuning", "preferences"), help="only those of one kind")
 
+    prepare = verb(
+        "prepare", _prepare, "make training files of chats: exports of ChatGPT and Claude, messages, ShareGPT, Alpaca"
+    )
+    prepare.add_argument("inputs", nargs="+", metavar="INPUT", help="a file, such as conversations.json, or a folder")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="where train.jsonl, validation.jsonl and test.jsonl go")
+    prepare.add_argument(
+        "--split", default="80/10/10", metavar="PERCENT", help="for training, validation and test (default 80/10/10)"
+    )
+    prepare.add_argument("--overwrite", action="store_true", help="replace such files in DIR")
+
     evaluate = verb("evaluate", _evaluate, "cross-entropy, perplexity and bits per byte on held-out text")
     run_argument(evaluate)
     evaluate.add_argument("--data", metavar="FILE", help="a file or folder to evaluate on, whole")
@@ -107,7 +117,6 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--prompt", action="append", metavar="TEXT", help="the beginning; several are written as one batch"
     )
-    generate.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest continuation")
     _sampling_arguments(generate)
 
     chat = verb("chat", _chat, "talk to a model")
@@ -137,19 +146,24 @@ def _positive(text: str) -> int:
 
 
 _SAMPLING = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "repetition_penalty": float,
-    "no_repeat_ngram_size": int,
+    "temperature": (float, "how daring: 0 is always the likeliest token, 1 as the model has learned"),
+    "top_k": (int, "keep the N likeliest tokens (0: all)"),
+    "top_p": (float, "keep the likeliest tokens that together have this probability (1: all)"),
+    "min_p": (float, "drop tokens less likely than this share of the likeliest one's probability (0: none)"),
+    "repetition_penalty": (float, "divides the logits of tokens that were there before (1: off)"),
+    "no_repeat_ngram_size": (int, "no N tokens in a row are written twice (0: off)"),
 }
 
 
 def _sampling_arguments(added: argparse.ArgumentParser) -> None:
     group = added.add_argument_group("sampling (default: the run's preset)")
-    for name, kind in _SAMPLING.items():
-        group.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, metavar="X" if kind is float else "N")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--greedy", action="store_true", help="always the likeliest token: --temperature 0")
+    for name, (kind, words) in _SAMPLING.items():
+        where = either if name == "temperature" else group
+        metavar = "X" if kind is float else "N"
+        where.add_argument("--" + name.replace("_", "-"), dest=name, type=kind, metavar=metavar, help=words)
+    group.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest continuation or answer")
     group.add_argument(
         "--stop", action="append", metavar="TEXT", help="text at which writing ends; may be given several times"
     )
@@ -158,7 +172,8 @@ def _sampling_arguments(added: argparse.ArgumentParser) -> None:
 
 def _sampling_changes(options: argparse.Namespace) -> dict[str, Any]:
     names = [*_SAMPLING, "stop", "max_new_tokens"]
-    return {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    greedy = {"temperature": 0.0} if options.greedy else {}
+    return greedy | {name: value for name in names if (value := getattr(options, name, None)) is not None}
 
 
 def _train(options: argparse.Namespace) -> Answer:
@@ -204,6 +219,15 @@ def _datasets(options: argparse.Namespace) -> Answer:
     if not options.json:
         Console().print(table(entries))
     return {"datasets": entries}, 0
+
+
+def _prepare(options: argparse.Namespace) -> Answer:
+    from lmloop.data.prepare import lines_of, prepare
+
+    report = prepare(options.inputs, options.out, split=options.split, overwrite=options.overwrite)
+    if not options.json:
+        print("\n".join(lines_of(report)))
+    return report, 0
 
 
 def _evaluate(options: argparse.Namespace) -> Answer:

@@ -126,6 +126,21 @@ def pick_precision(asked: Literal["auto", "fp32", "bf16"], machine: Machine) -> 
     return "bf16" if machine.bf16 else "fp32"
 
 
+def remarks(machine: Machine) -> list[str]:
+    """What a run on `machine` must do without, a line each with the way round."""
+    if machine.device != "mps":
+        return []
+    return [
+        "Apple's GPU: trained in fp32, with no base in 4 bits (adapter.quantize): where memory is short, a smaller base, "
+        "train.activation_checkpointing, or fewer rows at a time"
+    ]
+
+
+def compiles(asked: bool | Literal["auto"], machine: Machine) -> bool:
+    """Whether `train.compile` means yes here: `auto` does on CUDA; on a CPU it takes 15 s and gains little."""
+    return machine.device == "cuda" if asked == "auto" else asked
+
+
 def use_machine(machine: Machine, threads: int | None) -> None:
     """Set this process up for arithmetic on `machine`; `threads`: of the CPU, by default one for each core.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from lmloop.data.corpus import Corpus, open_corpus
 from lmloop.data.pins import FILE as PINS
 from lmloop.data.quarantine import Quarantine
-from lmloop.data.source import SourceError
+from lmloop.data.source import Source, SourceError
 from lmloop.models.opening_pretrained import require_base
 from lmloop.preset.schema import Preset
 from lmloop.processes import Processes
 from lmloop.tokens.build import build_tokenizer
-from lmloop.tokens.conversations import open_chats, with_template
+from lmloop.tokens.conversations import ChatEncoder, open_chats, with_template
+from lmloop.tokens.feed import TextFeed
+from lmloop.tokens.preface import PrefaceFeed
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.evaluate import HeldOut, held_out
 
@@ -88,6 +90,32 @@ def tokenizer_together(saved: str | None, preset: Preset, corpus: Corpus, proces
     if saved is None:
         saved = processes.on_first(lambda: build_tokenizer(preset.tokenizer, corpus.train).to_json())
     return with_template(preset.data, Tokenizer.from_json(saved), pretrained=preset.model.pretrained is not None)
+
+
+def open_feed(
+    preset: Preset,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    chats: ChatEncoder | None,
+    *,
+    journal: str | None,
+    rows_per_step: int,
+    loop: bool,
+    should_stop: Callable[[], bool],
+    processes: Processes,
+) -> TextFeed | PrefaceFeed:
+    """What feeds this rank: the sources, behind the journal of that name where the run keeps one. An update has
+    `rows_per_step` rows; with `loop` the sources begin again."""
+    seq_length = preset.model.seq_length
+    shared: dict[str, Any] = {
+        "micro_batch_tokens": preset.train.rows_at_once(rows_per_step) * seq_length,
+        "tokens_per_step": rows_per_step * seq_length,
+        "should_stop": should_stop,
+        "rank": processes.rank,
+        "world": processes.world,
+    }
+    feed = TextFeed(sources, tokenizer, preset.data, loop=loop, chats=chats, **shared)
+    return feed if journal is None else PrefaceFeed(feed, journal, tokenizer, preset.data, **shared)
 
 
 def held_out_together(

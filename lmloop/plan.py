@@ -8,17 +8,18 @@ import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from lmloop.data.corpus import CHARACTERS_PER_TOKEN, open_corpus
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import Source
 from lmloop.durable import atomic_write
-from lmloop.hardware import Machine, pick_precision, this_machine, use_machine
+from lmloop.hardware import Machine, compiles, pick_precision, this_machine, use_machine
 from lmloop.models.build import build_model
 from lmloop.models.loading import parameter_counts, trainable_and_total
 from lmloop.models.pretrained import Pretrained
@@ -150,7 +151,8 @@ def require_room(preset: Preset, vocab_size: int, machine: Machine, *, parts: in
     if needed > machine.memory_bytes:
         smaller = "lower model.hidden_size or model.num_layers"
         if preset.model.pretrained is not None:
-            smaller = "take a smaller base" if preset.adapter and preset.adapter.quantize else "set adapter.quantize 'nf4'"
+            packs = machine.device != "mps" and not (preset.adapter and preset.adapter.quantize)
+            smaller = "set adapter.quantize 'nf4'" if packs else "take a smaller base"
         raise ValueError(
             f"model: {figures.count(size.parameters)} parameters need {figures.size(needed)} for weights, gradients and "
             f"moments, this machine has {has}: {smaller}"
@@ -220,12 +222,15 @@ def _measure(
     model.activation_checkpointing = train.activation_checkpointing
     optimizer = build_optimizer(model, train)
     objective = LanguageObjective()
-    trainee, autocast, length = Trainee(model, objective), precision == "bf16", preset.model.seq_length
+    trainee: nn.Module = Trainee(model, objective)
+    autocast, length = precision == "bf16", preset.model.seq_length
     rows = min(train.rows_at_once(auto=train.rows_per_step()), train.rows_per_step())
     try:
         if train.per_gpu_batch_size == "auto":
             batch = partial(worst_batch, length=length, vocab_size=vocab_size, packed=packed)
             rows = most_rows(rows, trainee, objective, batch, machine, autocast=autocast)
+        if compiles(train.compile, machine):
+            trainee = cast(nn.Module, torch.compile(trainee))
         passes = -(-train.rows_per_step() // rows)
         rows = min(rows, at_most_rows or rows)
         measured = rehearse(

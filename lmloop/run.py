@@ -4,51 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lmloop.data.corpus import Corpus
 from lmloop.data.quarantine import Quarantine
 from lmloop.durable import atomic_write, json_line
-from lmloop.generation.engine import Engine
-from lmloop.hardware import pick_precision, this_machine, use_machine
+from lmloop.hardware import compiles, pick_precision, remarks, this_machine, use_machine
 from lmloop.models.base import LanguageModel
 from lmloop.models.build import build_model
 from lmloop.models.loading import load_weights, parameter_counts, trainable_and_total
 from lmloop.models.pretrained import Pretrained
 from lmloop.objectives.language import LanguageObjective
-from lmloop.opening import base_together, held_out_together, open_together, tokenizer_together
+from lmloop.opening import base_together, held_out_together, open_feed, open_together, tokenizer_together
 from lmloop.optim.build import build_optimizer
 from lmloop.plan import forecast_line, remember_speed, require_room
-from lmloop.preset.journal import JournalSection
 from lmloop.preset.reading import LoadedPreset, preset_hash, resolved
 from lmloop.preset.schema import Preset
 from lmloop.processes import ALONE, Processes, launched
 from lmloop.tokens.conversations import open_chats
-from lmloop.tokens.feed import TextFeed
-from lmloop.tokens.preface import PrefaceFeed
-from lmloop.tokens.template import ChatTemplate
 from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.training.adapter_folder import save_folder
+from lmloop.training.adapter_folder import leave_adapter
 from lmloop.training.boundary import Boundary
 from lmloop.training.checkpoint import CheckpointStore, Loaded
-from lmloop.training.comparison import Comparison
 from lmloop.training.contents import Contents
-from lmloop.training.evaluate import Evaluation, HeldOut, evaluate
-from lmloop.training.fitting import most_rows
 from lmloop.training.folder import run_folder
+from lmloop.training.hearing import Hearing
 from lmloop.training.intake import Inlet
-from lmloop.training.journal import Journal, Means, characters_of
-from lmloop.training.journal_file import JournalFile
+from lmloop.training.journaling import keep_journal, open_journal
 from lmloop.training.loop import Outcome, Trainer
+from lmloop.training.measures import Measures
 from lmloop.training.metrics import MetricsFile
-from lmloop.training.paired import Losses, losses
 from lmloop.training.parallel import spread
+from lmloop.training.parts import Parts
 from lmloop.training.progress import Display
-from lmloop.training.questions import find_questions
-from lmloop.training.rehearsal import rehearse, too_large, worst_batch
 from lmloop.training.reporter import Reporter
 from lmloop.training.resume import Carried, carry_over
 from lmloop.training.rng import seed_rank, set_rng_state
@@ -56,15 +45,7 @@ from lmloop.training.schedule import Schedule
 from lmloop.training.snapshot import Snapshots
 from lmloop.training.stopping import StopRequest
 from lmloop.training.tracking import Trackers, open_trackers
-from lmloop.training.writing import Writer, read_system
-
-Stop = Callable[[], bool]
-
-_LEFT_OUT = (
-    "documents are shorter than data.min_text_length and were left out",
-    "conversations were left out: not even their first answer fits into model.seq_length",
-    "conversations were cut at a turn: what follows does not fit into model.seq_length",
-)
+from lmloop.training.trial import try_worst_batch
 
 LAUNCHERS_PATIENCE_S = 10.0
 """A launcher passes a signal on, and may do so a second time when it is pressed: within this time all are one."""
@@ -93,25 +74,11 @@ def train(loaded: LoadedPreset, *, json_mode: bool = False, processes: Processes
         return _Run(loaded, run_dir, display, should_stop, processes).train()
 
 
-@dataclass
-class _Parts:
-    """What setting up has built besides what a checkpoint holds."""
-
-    contents: Contents
-    objective: LanguageObjective
-    validation: HeldOut
-    corpus: Corpus
-    packed: bool
-    """Rows may hold more than one document."""
-    template: ChatTemplate | None
-    """In which conversations are written; then samples are answers."""
-
-
 class _Run:
     """One session of one run, as one of its processes sees it."""
 
     def __init__(
-        self, loaded: LoadedPreset, run_dir: Path, display: Display, should_stop: Stop, processes: Processes
+        self, loaded: LoadedPreset, run_dir: Path, display: Display, should_stop: Callable[[], bool], processes: Processes
     ) -> None:
         self.preset: Preset = loaded.preset
         self.section = loaded.preset.train
@@ -119,9 +86,6 @@ class _Run:
         self.display = display
         self.should_stop = should_stop
         self.processes = processes
-        self.heard: list[list[str]] = []
-        """What sources and feed say of the data, also later on."""
-        self.told: list[int] = []
         self.machine = this_machine()
         self.device = self.machine.torch_device
         self.store = CheckpointStore(run_dir)
@@ -129,17 +93,18 @@ class _Run:
         self.quarantine = Quarantine(
             run_dir / "quarantine.jsonl" if processes.first else None, self.preset.data.max_bad_fraction
         )
+        self.hearing = Hearing(self.reporter, self.quarantine, processes)
 
     def train(self) -> tuple[dict[str, Any], int]:
         """Take up the checkpoint, set up, train, report."""
         use_machine(self.machine.share(self.processes.local_world), self.section.threads)
         checkpoint = self._load()
-        state = self.processes.broadcast(checkpoint and _without_tensors(checkpoint.state))
+        state = self.processes.broadcast(checkpoint and checkpoint.small_state)
         carried = carry_over(state, self.preset, device=self.device.type, world=self.processes.world)
         self.reporter.progress = carried.progress
         missing = [f"auxiliary.{name} is not there yet: the run trains without it" for name in self.preset.auxiliary.enabled]
         if self.processes.first:
-            for notice in [*(checkpoint.notices if checkpoint else []), *carried.notices, *missing]:
+            for notice in [*(checkpoint.notices if checkpoint else []), *carried.notices, *missing, *remarks(self.machine)]:
                 self.reporter.notice(notice)
         self.global_batch_size = carried.global_batch_size
         self.schedule = Schedule(
@@ -149,7 +114,8 @@ class _Run:
         )
         if state and self._already_done(carried):
             more = "train.early_stopping_evals" if carried.progress.stopped_early else "the budget in the preset"
-            return self.reporter.say(Outcome("finished", f"{self.preset.name} is done; raise {more} to train on")), 0
+            done = Outcome("finished", f"{self.preset.name} is done; raise {more} to train on")
+            return self.reporter.say(done, exports=self._export()), 0
         self.precision = carried.precision or pick_precision(self.section.precision, self.machine)
         with self.reporter.session(carried.progress):
             with self.reporter.record.phase("setup"):
@@ -159,10 +125,13 @@ class _Run:
                 outcome = self._loop(parts, exact=carried.exact)
             finally:
                 parts.contents.feed.close()
-        if outcome.status == "finished" and self.preset.adapter is not None and self.processes.first:
-            self._write_adapter(parts)
-        goes_on = outcome.status != "finished" or self.schedule.renews
-        answer = self.reporter.finish(outcome, goes_on=goes_on)
+        exports: list[dict[str, Any]] = []
+        if outcome.status == "finished" and self.processes.first:
+            if isinstance(model := parts.contents.parallel.model, Pretrained) and self.preset.adapter is not None:
+                leave_adapter(self.store, model, parts.contents.tokenizer, self.preset, self.reporter)
+            with self.reporter.record.phase("export"):
+                exports = self._export()
+        answer = self.reporter.finish(outcome, goes_on=outcome.status != "finished" or self.schedule.renews, exports=exports)
         if self.processes.world == 1:
             remember_speed(self.preset, self.reporter.record.session, self.run_dir)
         return answer, 1 if outcome.status == "failed" else 0
@@ -186,49 +155,40 @@ class _Run:
 
     # ---- setting up, in the order that data flows ----
 
-    def _build(self, checkpoint: Loaded | None, state: dict[str, Any] | None, carried: Carried) -> _Parts:
+    def _build(self, checkpoint: Loaded | None, state: dict[str, Any] | None, carried: Carried) -> Parts:
         """`checkpoint` is there on the first rank alone, `state` (without model and optimizer) on all."""
         preset, section, processes = self.preset, self.section, self.processes
         seq_length = preset.model.seq_length
         if preset.model.pretrained is not None:
             self.display.status("looking at the base")
         base_together(preset, state, processes)
-        self.journal_file = self._open_journal()
+        self.journal_file = open_journal(preset, self.run_dir, processes)
         self.display.status("opening the data")
         corpus = open_together(preset, self.run_dir, self.quarantine, processes)
-        self.heard.append(corpus.notices)
-        self._tell()
+        self.hearing.listen(corpus.notices)
+        self.hearing.tell()
         if state is None:
             self.display.status("building the tokenizer")
         tokenizer, written_as = tokenizer_together(state["tokenizer"] if state else None, preset, corpus, processes)
         if written_as and processes.first:
             self.reporter.notice(written_as)
+        if preset.export:
+            from lmloop.export.exports import require_exportable
+
+            processes.together(lambda: require_exportable(preset, tokenizer))
         chats = open_chats(preset.data, tokenizer, seq_length=seq_length, quarantine=self.quarantine)
-        feed = TextFeed(
+        feed = open_feed(
+            preset,
             corpus.train,
             tokenizer,
-            preset.data,
-            micro_batch_tokens=section.rows_at_once(self.global_batch_size) * seq_length,
-            tokens_per_step=self.global_batch_size * seq_length,
+            chats,
+            journal=None if self.journal_file is None else self.journal_file.path.name,
+            rows_per_step=self.global_batch_size,
             loop=not self.schedule.counts_epochs,
             should_stop=self.should_stop,
-            rank=processes.rank,
-            world=processes.world,
-            chats=chats,
+            processes=processes,
         )
-        self.heard.append(feed.notices)
-        if self.journal_file is not None:
-            feed = PrefaceFeed(
-                feed,
-                self.journal_file.path.name,
-                tokenizer,
-                preset.data,
-                micro_batch_tokens=section.rows_at_once(self.global_batch_size) * seq_length,
-                tokens_per_step=self.global_batch_size * seq_length,
-                should_stop=self.should_stop,
-                rank=processes.rank,
-                world=processes.world,
-            )
+        self.hearing.listen(feed.notices)
         self.display.status("building the model")
         kind = spread(section.parallel, processes)
         if preset.model.pretrained is not None and kind.parts(processes) > 1:
@@ -277,7 +237,7 @@ class _Run:
         validation = held_out_together(preset, corpus, tokenizer, self.quarantine, processes)
         if processes.first and not validation.batches:
             self.reporter.notice("no held-out text (data.split.validation, data.validation): nothing is evaluated")
-        return _Parts(contents, objective, validation, corpus, packed=not one_document, template=chats and chats.template)
+        return Parts(contents, objective, validation, corpus, packed=not one_document, template=chats and chats.template)
 
     def _describe(self, model: LanguageModel) -> None:
         """What is trained and what is not, for the report; and what there is to say of a pretrained model."""
@@ -295,18 +255,6 @@ class _Run:
         if taken_over.grown or taken_over.new:
             self.reporter.notice(f"{checkpoint.path.name}: {taken_over}")
 
-    def _write_adapter(self, parts: _Parts) -> None:
-        """Leave the best adapter as others read it. The model is not trained after this."""
-        best = self.store.load("best")
-        model = parts.contents.parallel.model
-        assert best is not None, self.run_dir
-        assert isinstance(model, Pretrained), type(model)
-        load_weights(model, best.state["model"])
-        try:
-            save_folder(self.run_dir, model, parts.contents.tokenizer, self.preset, self.reporter.progress)
-        except OSError as error:
-            self.reporter.notice(f"the adapter's files were not written: {error.strerror or error}; train again for them")
-
     def _line_file(self, name: str, offset: int) -> MetricsFile:
         """A line file cut back to where the checkpoint was saved."""
         lines = MetricsFile(self.run_dir / name if self.processes.first else None)
@@ -319,28 +267,23 @@ class _Run:
         atomic_write(self.run_dir / "preset.json", json_line(resolved(self.preset)) + "\n")
         (self.run_dir / "quarantine.jsonl").touch()  # there also when no row is bad, for who looks for it
 
-    def _rehearse(self, parts: _Parts) -> None:
+    def _rehearse(self, parts: Parts) -> None:
         """Run the worst batch and say what the run will take."""
         world, parallel, progress = self.processes.world, parts.contents.parallel, self.reporter.progress
-        length, at_most = self.preset.model.seq_length, -(-self.global_batch_size // world)
-        rows = min(self.section.rows_at_once(auto=at_most), at_most)
-        batch = partial(worst_batch, length=length, vocab_size=parts.contents.tokenizer.vocab_size, packed=parts.packed)
         self.display.status("running the worst batch")
-        try:
-            if self.section.per_gpu_batch_size == "auto" and not progress.tokens_at_a_time:
-                machine = self.machine.share(self.processes.local_world)
-                fit = most_rows(at_most, parallel.trainee, parts.objective, batch, machine, autocast=parallel.autocast)
-                rows = int(min(numbers[0] for numbers in self.processes.exchange([fit])))
-                progress.tokens_at_a_time = rows * length
-                self.reporter.notice(f"train.per_gpu_batch_size auto: {rows} of an update's {at_most} rows at a time")
-            elif progress.tokens_at_a_time:
-                rows = min(rows, max(progress.tokens_at_a_time // length, 1))
-            measured = rehearse(parallel.forward, parts.objective, batch(rows), self.device, autocast=parallel.autocast)
-        except RuntimeError as error:
-            raise too_large(error, rows, length) from None
+        measured = try_worst_batch(
+            parts,
+            self.section,
+            length=self.preset.model.seq_length,
+            machine=self.machine,
+            processes=self.processes,
+            progress=progress,
+            notice=self.reporter.notice,
+        )
         left = self.schedule.tokens_left(progress)
         tokens_per_s = world * measured.tokens_per_s
         together = f", {world} processes" if world > 1 else ""
+        trainable, total = trainable_and_total(parallel.model)
         self.display.start(
             {
                 "preset": self.preset.name,
@@ -348,8 +291,8 @@ class _Run:
                 "fraction": self.schedule.fraction(progress, parts.contents.feed.progress),
                 "run": str(self.run_dir),
                 "machine": f"{self.machine.describe()}, {self.precision}{together}",
-                "parameters": trainable_and_total(parallel.model)[1],
-                "trainable": trainable_and_total(parallel.model)[0],
+                "parameters": total,
+                "trainable": trainable,
                 "sources": parts.contents.feed.source_names,
                 "memory_bytes": measured.memory_bytes,
                 "tokens_per_s": tokens_per_s,
@@ -359,15 +302,20 @@ class _Run:
 
     # ---- training ----
 
-    def _loop(self, parts: _Parts, *, exact: bool) -> Outcome:
+    def _loop(self, parts: Parts, *, exact: bool) -> Outcome:
         contents, section, reporter, processes = parts.contents, self.section, self.reporter, self.processes
         trackers = self._trackers()
+
+        def capture() -> dict[str, Any]:
+            self.hearing.set_aside()
+            return contents.capture()
+
         snapshots = Snapshots(
             store=self.store,
             section=section,
             progress=reporter.progress,
             preset_hash=preset_hash(self.preset),
-            capture=lambda: self._capture(contents),
+            capture=capture,
             restore=contents.restore,
             notice=reporter.notice,
             after_save=reporter.report,
@@ -376,9 +324,7 @@ class _Run:
         )
         if exact:
             snapshots.mark_loaded()
-        writer, journal = self._writer(parts), None
-        if self.preset.journal is not None:
-            journal = self._journal(self.preset.journal, parts, snapshots, writer)
+        measures = Measures(parts, processes=processes, notice=reporter.notice)
         boundary = Boundary(
             section=section,
             progress=reporter.progress,
@@ -388,12 +334,12 @@ class _Run:
             display=self.display,
             trackers=trackers,
             record=reporter.record,
-            evaluator=(lambda stop: self._evaluate(parts, stop)) if parts.validation.batches else None,
-            sampler=writer.samples,
+            evaluator=measures.evaluator,
+            sampler=measures.writer.samples,
             on_best=snapshots.best_reached,
             notice=reporter.notice,
-            journal=journal,
-            comparison=self._comparison(parts, writer),
+            journal=keep_journal(self.journal_file, measures, snapshots, reporter.progress),
+            comparison=measures.comparison(self.run_dir, reporter.progress),
         )
         inlet = Inlet(
             contents.feed,
@@ -403,9 +349,9 @@ class _Run:
             should_stop=self.should_stop,
             waiting=lambda: reporter.waiting,
             collect=reporter.collect,
-            tell=self._tell,
+            tell=self.hearing.tell,
         )
-        if section.compile is True or (section.compile == "auto" and self.device.type == "cuda"):
+        if compiles(section.compile, self.machine):
             contents.parallel.compile()
         trainer = Trainer(
             parallel=contents.parallel,
@@ -426,7 +372,7 @@ class _Run:
             failed = outcome.status == "failed"
         finally:
             trackers.close(failed=failed)
-        self._last_words(contents.feed)
+        self.hearing.last_words(contents.feed)
         return outcome
 
     def _trackers(self) -> Trackers:
@@ -442,146 +388,11 @@ class _Run:
             notify=self.display.notice,
         )
 
-    def _tell(self) -> None:
-        """Say what was heard since the last time: a stream that broke off is no news at the end of a run."""
-        self.told += [0] * (len(self.heard) - len(self.told))
-        for number, lines in enumerate(self.heard):
-            for line in lines[self.told[number] :]:
-                self.reporter.notice(line)
-            self.told[number] = len(lines)
+    def _export(self) -> list[dict[str, Any]]:
+        """What the preset wants to be made of the finished model; what of it was not made is a notice, and no failed run."""
+        if not self.preset.export or not self.processes.first:
+            return []
+        from lmloop.export.exports import make_exports
 
-    def _last_words(self, feed: TextFeed | PrefaceFeed) -> None:
-        """What was found out about the data, by all ranks."""
-        self._tell()
-        found = self.processes.gather([feed.skipped, feed.too_long, feed.cut])
-        for name in feed.source_names:
-            for number, what in enumerate(_LEFT_OUT):
-                count = sum(one[number].get(name, 0) for one in found)
-                if count and self.processes.first:
-                    self.reporter.notice(f"source '{name}': {count:,} {what}")
-        self.reporter.collect()
-        self._set_aside()
-
-    def _capture(self, contents: Contents) -> dict[str, Any]:
-        self._set_aside()
-        return contents.capture()
-
-    def _set_aside(self) -> None:
-        """Bad rows that other ranks have met, into the one file."""
-        for rows in self.processes.gather([] if self.processes.first else self.quarantine.take()):
-            for row in rows if self.processes.first else ():
-                self.quarantine.bad(**row)
-        if self.processes.first:
-            self.quarantine.sync()
-
-    def _evaluate(self, parts: _Parts, stop: Stop) -> Evaluation | None:
-        parallel = parts.contents.parallel
-        with parallel.in_use():
-            return evaluate(
-                parallel.model,
-                parts.validation,
-                self.device,
-                autocast=parallel.autocast,
-                should_stop=stop,
-                processes=self.processes,
-            )
-
-    def _writer(self, parts: _Parts) -> Writer:
-        """What writes samples, with all ranks together."""
-        parallel = parts.contents.parallel
-        return Writer(
-            lambda: Engine(
-                parallel.model,
-                parts.contents.tokenizer,
-                self.device,
-                autocast=parallel.autocast and self.preset.model.pretrained is not None,  # its weights may be bf16
-                agree=self.processes.broadcast,
-                stops=parts.template.stop_ids if parts.template else (),
-            ),
-            parallel.in_use,
-            self.preset.generation,
-            parts.template,
-            seed=self.section.seed,
-            notice=self.reporter.notice,
-        )
-
-    def _comparison(self, parts: _Parts, writer: Writer) -> Comparison | None:
-        """What the model could do before, for one that is trained on: one without weights of its own could do nothing."""
-        progress = self.reporter.progress
-        if self.preset.model.pretrained is None and progress.start_step == 0:
-            return None
-        options = self.preset.generation
-        return Comparison(
-            self.run_dir,
-            progress=progress,
-            questions=self.processes.on_first(
-                lambda: find_questions(parts.corpus.validation, options.chat_format, options.questions)
-            ),
-            writer=writer,
-            evaluator=(lambda stop: self._evaluate(parts, stop)) if parts.validation.batches else None,
-            processes=self.processes,
-            notice=self.reporter.notice,
-        )
-
-    # ---- the journal ----
-
-    def _open_journal(self) -> JournalFile | None:
-        """The file of the journal, where the run keeps one. ValueError: it is none, or the system message's is not there."""
-        if self.preset.journal is None:
-            return None
-        path = self.preset.journal.path
-        file = JournalFile(Path(path) if path else self.run_dir / "journal.md", self.preset.name)
-        system = self.preset.journal.system_prompt_path
-        if system is not None and not file.is_at(system) and not self.processes.on_first(Path(system).expanduser().is_file):
-            raise ValueError(f"journal.system_prompt_path {system}: no such file: make it, or correct the path")
-        return file
-
-    def _journal(self, section: JournalSection, parts: _Parts, snapshots: Snapshots, writer: Writer) -> Journal:
-        """The run's journal; `writer` gets its system message."""
-        contents, notice = parts.contents, self.reporter.notice
-        assert isinstance(contents.feed, PrefaceFeed)
-        assert self.journal_file is not None
-        progress, tokenizer = self.reporter.progress, contents.tokenizer
-        journal = Journal(
-            section,
-            self.journal_file,
-            progress=progress,
-            feed=contents.feed,
-            processes=self.processes,
-            resumed=contents.feed.went_on,
-            means=Means(
-                write=lambda prompt, stop: writer.reflection(
-                    prompt, section.reflection_tokens, progress.journal["next"], stop
-                ),
-                measure=(lambda stop: self._losses(parts, stop)) if parts.validation.batches else None,
-                pin=snapshots.pin,
-                restore=snapshots.restore_pinned,
-                count=lambda text: len(tokenizer.encode(text)) + 1,
-                real_characters=partial(characters_of, parts.corpus.train),
-                control_tokens=tokenizer.control_tokens.values(),
-                notice=notice,
-            ),
-        )
-        if section.system_prompt_path is not None:
-            path = Path(section.system_prompt_path).expanduser()
-            own = journal.file.is_at(section.system_prompt_path)
-            writer.system = journal.visible_text if own else partial(read_system, path, self.processes, notice)
-        return journal
-
-    def _losses(self, parts: _Parts, stop: Stop) -> Losses | None:
-        """The loss of each held-out document."""
-        parallel = parts.contents.parallel
-        with parallel.in_use():
-            return losses(
-                parallel.model,
-                parts.validation,
-                self.device,
-                autocast=parallel.autocast,
-                should_stop=stop,
-                processes=self.processes,
-            )
-
-
-def _without_tensors(state: dict[str, Any]) -> dict[str, Any]:
-    """What every rank needs of a checkpoint at once."""
-    return {key: value for key, value in state.items() if key not in ("model", "optimizer")}
+        self.display.status("exporting")
+        return make_exports(self.preset, self.run_dir, notice=self.reporter.notice, should_stop=self.should_stop)

@@ -53,7 +53,8 @@ def find_run(name: str | None) -> Path:
 def load_trained(run_dir: Path, which: Literal["best", "newest"] = "best", device: torch.device | None = None) -> Trained:
     """Load the best model of a run, or the newest one where there is no best yet; in evaluation mode, on the CPU.
 
-    An adapter is put beside its base, in full precision, or in 4 bits as it was trained; that is quantized on `device`.
+    An adapter is put beside its base, in full precision, or in 4 bits as it was trained; that is quantized on `device`,
+    where it can be: Apple's GPU gets the base in full precision, and a line of the checkpoint's notices says so.
 
     Raises:
         ValueError: no checkpoint in the folder is valid, or the base of its adapter is gone or another one.
@@ -65,12 +66,16 @@ def load_trained(run_dir: Path, which: Literal["best", "newest"] = "best", devic
     state = loaded.state
     preset = preset_from_resolved(state["preset"], origin=str(loaded.path))
     tokenizer = Tokenizer.from_json(state["tokenizer"])
+    adapter = preset.adapter
+    if adapter is not None and adapter.quantize and device is not None and device.type == "mps":
+        adapter = adapter.model_copy(update={"quantize": None})
+        loaded.notices.append("the base is in full precision: Apple's GPU has no 4 bits (adapter.quantize)")
     model = build_model(
         preset.model,
         tokenizer.vocab_size,
         seed=0,
-        adapter=preset.adapter,
-        device=device if preset.adapter is not None and preset.adapter.quantize else None,
+        adapter=adapter,
+        device=device if adapter is not None and adapter.quantize else None,
         saved_base=state.get("base"),
     )
     load_weights(model, state["model"])

@@ -92,6 +92,27 @@ def test_generate(capsys: Capture) -> None:
     assert capsys.readouterr().out == f"the quick{result['text']}\n"
 
 
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_every_parameter_of_writing_reaches_the_model(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        f"lmloop.use.{verb}_{'from' if verb == 'generate' else 'with'}_run", lambda *_, **named: given.update(named) or {}
+    )
+    values = {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "min_p": 0.1, "repetition_penalty": 1.1,
+              "no_repeat_ngram_size": 3, "max_new_tokens": 512}  # fmt: skip
+    words = [word for name, value in values.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    assert main([verb, "first", *words, "--stop", "\n\n", "--seed", "3"]) == 0
+    assert (given["changes"], given["seed"]) == ({**values, "stop": ["\n\n"]}, 3)
+    assert main([verb, "first", "--greedy"]) == 0
+    assert given["changes"] == {"temperature": 0.0}
+    assert main([verb, "first", "--greedy", "--temperature", "1"]) == 2
+
+
+def test_greedy_is_the_likeliest_text(capsys: Capture) -> None:
+    words = ("generate", "first", "--prompt", "the", "--max-new-tokens", "9")
+    assert answer_of(capsys, *words, "--greedy")["text"] == answer_of(capsys, *words, "--temperature", "0")["text"]
+
+
 def test_the_seed_decides_what_is_written(capsys: Capture) -> None:
     words = ("generate", "first", "--max-new-tokens", "30", "--temperature", "1")
     texts = [answer_of(capsys, *words, "--seed", seed)["text"] for seed in ("1", "1", "2")]

@@ -6,23 +6,27 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import lmloop.run
 import lmloop.use
 from lmloop.export.export import export_run
+from lmloop.hardware import Machine
 from lmloop.models.adapters import CONFIG_FILE, WEIGHTS_FILE, keep_as_packed
 from lmloop.models.loading import trainable_and_total
-from lmloop.plan import this_plan
+from lmloop.plan import require_room, this_plan
 from lmloop.preset.reading import load_preset
 from lmloop.trained import load_trained
 from lmloop.training.checkpoint import CheckpointStore
 from lmloop.use import chat_with_run, evaluate_run, generate_from_run
 from tests.finetuning import TARGETS, finetuning, write_base, write_chats, write_finetuning
 from tests.runs import lines, measure_briefly, train, tree
+from tests.tokens.chats import tokenizer
 
 KINDS = ("full", "lora", "qlora")
 RUN = Path("run")
@@ -188,16 +192,19 @@ def test_an_export_is_a_base_again(kind: str, finished: Path, tmp_path: Path, mo
     assert (status, answer["step"]) == (0, 2)
 
 
-def test_the_preset_exports_at_the_end_and_asks_before(here: Path) -> None:
-    from lmloop.export.exports import make_exports, require_exportable
+def test_the_preset_exports_at_the_end(here: Path) -> None:
+    """The adapter merged into its base: transformers computes with the folder what the run's best model computes."""
+    from transformers import AutoModelForCausalLM
 
     path = write_finetuning(here, "lora", train={"max_steps": 2})
     path.write_text(json.dumps({**json.loads(path.read_text()), "export": [{"format": "hf"}]}))
-    train(path)
-    trained = load_trained(RUN)
-    require_exportable(trained.preset, trained.tokenizer)
-    (report,) = make_exports(trained.preset, RUN, print)
-    assert "error" not in report, report
+    answer, status = train(path)
+    assert (status, [report["out"] for report in answer["exports"]]) == (0, ["run/export/hf"])
+    tokens_BT = torch.randint(60, (2, 20), generator=torch.Generator().manual_seed(0))
+    theirs: Any = AutoModelForCausalLM.from_pretrained("run/export/hf")
+    ours = load_trained(RUN).model
+    with torch.no_grad():
+        assert torch.allclose(theirs(tokens_BT).logits, ours.head(ours.hidden(tokens_BT)), atol=1e-4)
 
 
 def test_the_plan_counts_what_is_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,3 +373,43 @@ def test_targets_that_the_model_lacks(here: Path) -> None:
     path = write_finetuning(here, "lora", adapter={"target_modules": ["w1"]})
     path.write_text(json.dumps({**json.loads(path.read_text()), "output_dir": "other"}))
     assert "adapter.target_modules" in error_of(path)
+
+
+# ---- what a machine cannot do ----
+
+MAC = Machine("mps", "a Mac", 8, 2**36, bf16=False)
+
+
+def test_apples_gpu_trains_nothing_in_4_bits(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmloop.run, "this_machine", lambda: MAC)
+    said = error_of(write_finetuning(here, "qlora"))
+    assert said.startswith("adapter.quantize: 'nf4' is for CUDA and CPUs, and this machine trains on 'mps': leave it out")
+
+
+def test_what_was_trained_in_4_bits_is_used_without_them_on_apples_gpu(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished / "qlora")
+    packed, whole = load_trained(RUN), load_trained(RUN, device=torch.device("mps"))
+    assert whole.checkpoint.notices == ["the base is in full precision: Apple's GPU has no 4 bits (adapter.quantize)"]
+    assert {parameter.dtype for parameter in whole.model.parameters()} == {torch.float32}
+    tokens_BT = torch.randint(60, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs, ours = (one.model.head(one.model.hidden(tokens_BT)) for one in (packed, whole))
+    assert (theirs - ours).abs().mean() < 0.1 * theirs.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("kind", "machine", "said"),
+    [
+        ("lora", replace(MAC, memory_bytes=1_000), "this machine has 1,000 bytes: take a smaller base"),
+        ("lora", Machine("cuda", "a GPU", 8, 1_000, bf16=True), "set adapter.quantize 'nf4'"),
+        ("qlora", Machine("cuda", "a GPU", 8, 1_000, bf16=True), "take a smaller base"),
+    ],
+)
+def test_too_little_memory_names_what_would_help_there(kind: str, machine: Machine, said: str, here: Path) -> None:
+    preset = load_preset(write_finetuning(here, kind)).preset
+    with pytest.raises(ValueError, match=r"for weights, gradients and moments") as error:
+        require_room(preset, tokenizer().vocab_size, machine)
+    assert str(error.value).endswith(said)
+    assert len(str(error.value).splitlines()) == 1

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from lmloop import hardware
-from lmloop.hardware import Machine, memory_in_use_bytes, pick_precision, this_machine
+from lmloop.hardware import Machine, compiles, memory_in_use_bytes, pick_precision, remarks, this_machine
 
 CPU = Machine("cpu", "a processor", 8, 2**34, bf16=True)
 GPU = Machine("cuda", "a GPU", 8, 2**36, bf16=True)
+MAC = Machine("mps", "a Mac", 8, 2**36, bf16=False)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ GPU = Machine("cuda", "a GPU", 8, 2**36, bf16=True)
         ("auto", replace(GPU, bf16=False), "fp32"),
         ("auto", CPU, "bf16"),
         ("auto", replace(CPU, bf16=False), "fp32"),
-        ("auto", Machine("mps", "a Mac", 8, 2**34, bf16=False), "fp32"),
+        ("auto", MAC, "fp32"),
         ("fp32", GPU, "fp32"),
         ("bf16", replace(CPU, bf16=False), "bf16"),
     ],
@@ -102,3 +103,27 @@ def test_processes_do_not_share_apples_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(ValueError, match="without torchrun"):
         hardware.claim_device(0, 2)
+
+
+def test_what_a_machine_must_do_without_is_one_line() -> None:
+    (line,) = remarks(MAC)
+    assert "fp32" in line
+    assert "adapter.quantize" in line
+    assert "\n" not in line
+    assert remarks(CPU) == remarks(GPU) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "expected"),
+    [("auto", GPU, True), ("auto", CPU, False), ("auto", MAC, False), (True, CPU, True), (False, GPU, False)],
+)
+def test_compiling(asked: bool | Literal["auto"], machine: Machine, expected: bool) -> None:
+    assert compiles(asked, machine) is expected
+
+
+def test_apples_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    machine = this_machine.__wrapped__()
+    assert (machine.device, machine.bf16) == ("mps", False)
+    assert "(mps)" in machine.describe()

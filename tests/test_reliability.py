@@ -26,6 +26,7 @@ GROUPS = (
     ("two_trainers", "bad_numbers"),
     ("several_processes",),
     ("finetuning",),
+    ("journals",),
 )
 """What shares a process: PyTorch is imported once in each."""
 

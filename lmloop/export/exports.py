@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lmloop.data.source import one_line
 from lmloop.durable import in_words
-from lmloop.export.export import export_bundle, lines_of, refusal
+from lmloop.export.bundle import Bundle
+from lmloop.export.export import export_bundle, refusal
 from lmloop.export.own import bundle, bundle_of_pretrained, bundle_of_run
 from lmloop.export.publish import read_record
 from lmloop.models.build import build_model
@@ -26,58 +27,53 @@ def require_exportable(preset: Preset, tokenizer: Tokenizer) -> None:
         return
     with torch.device("meta"):
         model = build_model(preset.model, tokenizer.vocab_size, seed=0)  # an adapter is merged: the shapes are the base's
-    wanted = (
-        bundle_of_pretrained(preset, model, tokenizer)
-        if isinstance(model, Pretrained)
-        else bundle(preset.name, preset.model, model, tokenizer, preset.generation)
-    )
+    try:
+        wanted = (
+            bundle_of_pretrained(preset, model, tokenizer)
+            if isinstance(model, Pretrained)
+            else bundle(preset.name, preset.model, model, tokenizer, preset.generation)
+        )
+    except ValueError as error:
+        raise ValueError(f"export: {error}") from None
     for section in preset.export:
         refused = refusal(wanted, section.format, section.quantize)
         if refused is not None:
             raise ValueError(f"export: {section.format}: {refused}")
 
 
-def with_exports(preset: Preset, answer: dict[str, Any], status: int, *, json_mode: bool) -> tuple[dict[str, Any], int]:
-    """What a run answers and its status, once the exports of a finished run are made; 1 where one of them failed."""
-    if answer["status"] != "finished" or not preset.export:
-        return answer, status
-    stream = sys.stderr if json_mode else sys.stdout
-    reports = make_exports(preset, Path(answer["run"]), lambda line: print(line, file=stream, flush=True))
-    failed = any("error" in report for report in reports)
-    return {**answer, "exports": reports}, 1 if failed else status
+def make_exports(
+    preset: Preset, run_dir: Path, *, notice: Callable[[str], None], should_stop: Callable[[], bool] = lambda: False
+) -> list[dict[str, Any]]:
+    """After a run: each of the preset's exports, of the run's best checkpoint; what `export_bundle` gives of each.
 
-
-def make_exports(preset: Preset, run_dir: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """After a run: each of the preset's exports, of the run's best checkpoint; `say` is told of each in a few lines.
-
-    An export that is there already and was made from the same checkpoint stays. One that fails does not keep the others
-    from being made: its entry has `error` instead of what `export_bundle` gives.
+    An export that is there already and was made from the same checkpoint stays. One that fails, or comes after somebody
+    asked to stop, does not keep the others from being made, nor the run from having finished: its entry has `error`
+    instead, and `notice` is told in a line.
     """
-    if not preset.export:
-        return []
-    made = bundle_of_run(load_trained(run_dir))
+    made: Bundle | None = None
     reports: list[dict[str, Any]] = []
     for section in preset.export:
         out = folder_of(section, run_dir)
-        present = read_record(out) or {}
-        if (present.get("format"), present.get("asked"), present.get("sha256")) == (
-            section.format,
-            section.quantize,
-            made.origin["sha256"],
-        ):
-            reports.append({"out": str(out), **present})
-            say(f"{out}: there already, of this checkpoint")
-            continue
         try:
-            report = export_bundle(made, section.format, out, section.quantize)
-        except (ValueError, OSError) as error:
-            reports.append({"out": str(out), "format": section.format, "error": in_words(error)})
-            say(f"export failed: {in_words(error)}")
-            continue
-        reports.append(report)
-        for line in lines_of(report):
-            say(line)
+            if should_stop():
+                raise ValueError("stopped before it was begun")
+            made = made or bundle_of_run(load_trained(run_dir))
+            reports.append(_there(section, out, made) or export_bundle(made, section.format, out, section.quantize))
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            why = in_words(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+            why = one_line(why).removeprefix(f"{section.format}: ")
+            reports.append({"out": str(out), "format": section.format, "error": why})
+            notice(f"export: {section.format}: not made: {why} (the same command tries it again)")
     return reports
+
+
+def _there(section: ExportSection, out: Path, made: Bundle) -> dict[str, Any] | None:
+    """An export that is there already, of the same checkpoint."""
+    present = read_record(out) or {}
+    wanted = (section.format, section.quantize, made.origin["sha256"])
+    if (present.get("format"), present.get("asked"), present.get("sha256")) != wanted:
+        return None
+    return {"out": str(out), **present, "bytes": sum(present["files"].values())}
 
 
 def folder_of(section: ExportSection, run_dir: Path) -> Path:

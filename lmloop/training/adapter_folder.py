@@ -9,12 +9,27 @@ from typing import Any
 
 from lmloop.durable import atomic_write
 from lmloop.models.adapters import save_adapter
+from lmloop.models.loading import load_weights
 from lmloop.models.pretrained import Pretrained
 from lmloop.preset.compare import resolved
 from lmloop.preset.schema import Preset
 from lmloop.tokens.tokenizer import Tokenizer
-from lmloop.training.checkpoint import BEST
+from lmloop.training.checkpoint import BEST, CheckpointStore
+from lmloop.training.reporter import Reporter
 from lmloop.training.state import Progress
+
+
+def leave_adapter(
+    store: CheckpointStore, model: Pretrained, tokenizer: Tokenizer, preset: Preset, reporter: Reporter
+) -> None:
+    """Leave the best adapter as others read it. `model` gets its weights, and is not trained after this."""
+    best = store.load("best")
+    assert best is not None, reporter.run_dir
+    load_weights(model, best.state["model"])
+    try:
+        save_folder(reporter.run_dir, model, tokenizer, preset, reporter.progress)
+    except OSError as error:
+        reporter.notice(f"the adapter's files were not written: {error.strerror or error}; train again for them")
 
 
 def save_folder(run_dir: Path, model: Pretrained, tokenizer: Tokenizer, preset: Preset, progress: Progress) -> None:

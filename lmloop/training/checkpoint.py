@@ -70,6 +70,11 @@ class Loaded:
     manifest: Manifest
     notices: list[str]
 
+    @property
+    def small_state(self) -> dict[str, Any]:
+        """The state without model and optimizer: what every rank needs of it at once."""
+        return {key: value for key, value in self.state.items() if key not in ("model", "optimizer")}
+
 
 class CheckpointStore:
     """The checkpoints in one run folder. Whoever saves or cleans holds the folder's `RunLock`; reading needs no lock."""

@@ -215,8 +215,8 @@ class Display:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """End the display with how the run ended, where its files are and what to type next.
 
-        `facts` may have status, reason, step, tokens, val_loss, best_step, checkpoint, report, run, findings (a line each)
-        and again (a command).
+        `facts` may have status, reason, step, tokens, val_loss, best_step, checkpoint, report, run, findings (a line each),
+        exports (what each is; one with `error` was not made) and again (a command).
         """
         self.close()
         status = str(facts.get("status", "finished"))
@@ -236,6 +236,7 @@ class Display:
             "reached": reached,
             "checkpoint": [str(facts.get("checkpoint") or "")],
             "report": [str(facts.get("report") or "")],
+            "exported": [str(one["out"]) for one in facts.get("exports") or () if "error" not in one],
             "talk to it": [command("chat", str(facts["run"]))] if facts.get("run") and status != "failed" else [],
             "train on": [str(facts.get("again") or "")],
         }

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lmloop import durable
 
-PHASES = ("setup", "train", "data", "evaluate", "sample", "save")
+PHASES = ("setup", "train", "data", "evaluate", "sample", "save", "export")
 """Where the time of a session can go."""
 
 MAX_WARNINGS = 200

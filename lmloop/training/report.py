@@ -42,6 +42,7 @@ _PHASE_WORDS = {
     "evaluate": "evaluation",
     "sample": "samples",
     "save": "saving",
+    "export": "exports",
 }
 
 

@@ -107,16 +107,19 @@ class Reporter:
         except OSError as error:
             self.display.notice(f"report.html could not be written: {error.strerror or error}")
 
-    def finish(self, outcome: Outcome, *, goes_on: bool) -> dict[str, Any]:
+    def finish(self, outcome: Outcome, *, goes_on: bool, exports: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """End the session: record, report, last words. `goes_on`: the same command would train on."""
         self.record.finish(outcome.status, outcome.reason, to_step=self.progress.step)
         self.report(now=True)
         found = [str(finding) for finding in findings(read_run(self.run_dir))] if self.processes.first else []
-        return self.say(outcome, again=command("train", str(self.preset_path)) if goes_on else "", findings=found)
+        again = command("train", str(self.preset_path)) if goes_on else ""
+        return self.say(outcome, again=again, findings=found, exports=exports)
 
-    def say(self, outcome: Outcome, *, again: str = "", findings: Sequence[str] = ()) -> dict[str, Any]:
-        """How the run stands, what was found wrong, and the command to train on, on the terminal; what `train --json`
-        prints."""
+    def say(
+        self, outcome: Outcome, *, again: str = "", findings: Sequence[str] = (), exports: Sequence[dict[str, Any]] = ()
+    ) -> dict[str, Any]:
+        """How the run stands, what was found wrong, what it was exported to, and the command to train on, on the terminal;
+        what `train --json` prints."""
         answer = {
             "status": outcome.status,
             "reason": outcome.reason,
@@ -128,6 +131,7 @@ class Reporter:
             "checkpoint": str(self.run_dir / "lm_current.pth"),
             "report": str(self.run_dir / "report.html"),
             "findings": list(findings),
+            **({"exports": list(exports)} if self.preset.export else {}),
         }
         self.display.finish({**answer, "again": again})
         return answer

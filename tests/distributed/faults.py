@@ -13,7 +13,8 @@ from typing import Any
 
 import lmloop.run
 import lmloop.tokens.feed
-import lmloop.training.loop
+import lmloop.training.gradients
+import lmloop.training.measures
 from lmloop import durable
 from lmloop.data.source import SourceError
 
@@ -57,13 +58,13 @@ def in_step(rank: int, *, on: int, at: int, what: str) -> None:
     """In the middle of the `at`-th update on rank `on`."""
     if rank != on:
         return
-    strike, inner = _strike(at, what), lmloop.training.loop.total_loss
+    strike, inner = _strike(at, what), lmloop.training.gradients.total_loss
 
     def total_loss(*args: Any) -> Any:
         strike()
         return inner(*args)
 
-    lmloop.training.loop.total_loss = total_loss
+    lmloop.training.gradients.total_loss = total_loss
 
 
 def in_data(rank: int, *, on: int, at: int, what: str) -> None:
@@ -83,7 +84,7 @@ def in_evaluation(rank: int, *, on: int, at: int, what: str) -> None:
     """Before the `at`-th batch that rank `on` evaluates."""
     if rank != on:
         return
-    strike, inner = _strike(at, what), lmloop.run.evaluate
+    strike, inner = _strike(at, what), lmloop.training.measures.evaluate
 
     def evaluate(*args: Any, should_stop: Callable[[], bool], **named: Any) -> Any:
         def asked() -> bool:
@@ -92,7 +93,7 @@ def in_evaluation(rank: int, *, on: int, at: int, what: str) -> None:
 
         return inner(*args, should_stop=asked, **named)
 
-    lmloop.run.evaluate = evaluate  # type: ignore[assignment]
+    lmloop.training.measures.evaluate = evaluate  # type: ignore[assignment]
 
 
 def in_save(rank: int, *, on: int, at: int, what: str) -> None:
@@ -124,14 +125,14 @@ def not_finite(rank: int, *, on: int, first: int, last: int) -> None:
     """Losses of rank `on` are NaN from its update `first` to `last`."""
     if rank != on:
         return
-    inner, calls = lmloop.training.loop.total_loss, 0
+    inner, calls = lmloop.training.gradients.total_loss, 0
 
     def total_loss(*args: Any) -> Any:
         nonlocal calls
         calls += 1
         return inner(*args) * (math.nan if first <= calls <= last else 1.0)
 
-    lmloop.training.loop.total_loss = total_loss
+    lmloop.training.gradients.total_loss = total_loss
 
 
 def with_notices(rank: int) -> None:

@@ -13,7 +13,7 @@ import lmloop.durable
 from lmloop.cli import main
 from lmloop.export.consult import Consumer
 from lmloop.export.export import EXPORTERS, refusal
-from lmloop.export.exports import make_exports, require_exportable, with_exports
+from lmloop.export.exports import make_exports, require_exportable
 from lmloop.export.own import CARRIED, bundle
 from lmloop.export.publish import RECORD
 from lmloop.models.build import build_model
@@ -147,19 +147,17 @@ def test_the_section_is_done_once_for_a_checkpoint(tmp_path: Path) -> None:
     run_dir = Path("checkpoints/first")
     preset = preset_with({"format": "hf"}, {"format": "gguf", "quantize": "f16", "out": str(tmp_path / "mine")})
     said: list[str] = []
-    reports = make_exports(preset, run_dir, said.append)
+    reports = make_exports(preset, run_dir, notice=said.append)
     assert [report["out"] for report in reports] == ["checkpoints/first/export/hf", str(tmp_path / "mine")]
     assert [report["quantize"] for report in reports] == ["f32", "f16"]
-    assert said[0].startswith("checkpoints/first/export/hf: model.safetensors")
     before = tree(run_dir / "export")
-    said.clear()
-    again = make_exports(preset, run_dir, said.append)
-    assert [report["format"] for report in again] == ["hf", "gguf"]
-    assert all("there already" in line for line in said)
+    again = make_exports(preset, run_dir, notice=said.append)
+    assert [(report["format"], report["bytes"]) for report in again] == [(one["format"], one["bytes"]) for one in reports]
     assert tree(run_dir / "export") == before
     other = preset_with({"format": "hf", "quantize": "bf16", "out": "checkpoints/first/export/hf"})
-    assert make_exports(other, run_dir, said.append)[0]["quantize"] == "bf16"
-    assert make_exports(preset_with(), run_dir, said.append) == []
+    assert make_exports(other, run_dir, notice=said.append)[0]["quantize"] == "bf16"
+    assert make_exports(preset_with(), run_dir, notice=said.append) == []
+    assert said == []
 
 
 def test_one_that_fails_does_not_keep_the_others(tmp_path: Path) -> None:
@@ -167,30 +165,20 @@ def test_one_that_fails_does_not_keep_the_others(tmp_path: Path) -> None:
     (tmp_path / "taken" / "diary.txt").write_text("mine")
     preset = preset_with({"format": "hf", "out": str(tmp_path / "taken")}, {"format": "mlx", "out": str(tmp_path / "free")})
     said: list[str] = []
-    first, second = make_exports(preset, Path("checkpoints/first"), said.append)
+    first, second = make_exports(preset, Path("checkpoints/first"), notice=said.append)
     assert "is no export" in first["error"]
-    assert said[0] == f"export failed: {first['error']}"
+    assert said == [f"export: hf: not made: {first['error']} (the same command tries it again)"]
     assert second["quantize"] == "f32"
     assert (tmp_path / "free" / RECORD).exists()
 
 
-def test_a_finished_run_answers_with_its_exports(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "taken").write_text("mine")
-    finished = {"status": "finished", "run": "checkpoints/first"}
-    preset = preset_with({"format": "mlx", "out": str(tmp_path / "out")})
-    answer, status = with_exports(preset, finished, 0, json_mode=True)
-    assert (answer["exports"][0]["format"], status) == ("mlx", 0)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith(f"{tmp_path / 'out'}: model.safetensors")
-    answer, status = with_exports(
-        preset_with({"format": "hf", "out": str(tmp_path / "taken")}), finished, 0, json_mode=False
-    )
-    assert (status, "error" in answer["exports"][0]) == (1, True)
-    assert "export failed" in capsys.readouterr().out
-    interrupted = {**finished, "status": "interrupted"}
-    assert with_exports(preset, interrupted, 130, json_mode=False) == (interrupted, 130)
-    assert with_exports(preset_with(), finished, 0, json_mode=False) == (finished, 0)
+def test_nothing_is_exported_after_a_stop(tmp_path: Path) -> None:
+    said: list[str] = []
+    preset = preset_with({"format": "hf", "out": str(tmp_path / "a")}, {"format": "mlx", "out": str(tmp_path / "b")})
+    reports = make_exports(preset, Path("checkpoints/first"), notice=said.append, should_stop=lambda: True)
+    assert ["error" in report for report in reports] == [True, True]
+    assert len(said) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_exported_is_said_before_the_run() -> None:

@@ -151,7 +151,7 @@ def test_another_base_is_refused(bases: Path, tmp_path: Path) -> None:
         for parameter in other.parameters():
             parameter *= 1.001
     other.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"model.pretrained: {tmp_path} is another base than the adapter was trained on, "):
+    with pytest.raises(ValueError, match=f"model.pretrained: {tmp_path} is another base than this run was begun on, "):
         adapted(tmp_path, AdapterSection(), saved_base=saved)
 
 

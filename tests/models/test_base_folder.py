@@ -100,7 +100,7 @@ def test_a_base_is_known_wherever_it_lies(base: Path, tmp_path: Path) -> None:
 def test_a_model_of_the_same_shape_is_another_base(base: Path) -> None:
     saved = find_base(str(base)).identity
     change_weights(base, lambda weights: weights["model.layers.1.mlp.up_proj.weight"].mul_(1.01))
-    with pytest.raises(ValueError, match=r"another base than the adapter was trained on, .*: its weights differ; name that"):
+    with pytest.raises(ValueError, match=r"another base than this run was begun on, .*: its weights differ; name that"):
         require_same(find_base(str(base)), saved)
     change_config(base, rope_theta=5.0)
     with pytest.raises(ValueError, match="its config and weights differ"):

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import lmloop.generation.engine
-import lmloop.run
 import lmloop.tokens.feed
 import lmloop.training.checkpoint
+import lmloop.training.measures
 import lmloop.training.trainee
+import lmloop.training.writing
 from lmloop import durable
 from tests.distributed import faults
 from tests.distributed import harness as ranks_harness
@@ -97,12 +98,12 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_operation(at: int, action: Callable[[], None], names: tuple[str, ...] = ()) -> Callable[[], None]:
-    """Act before the `at`-th disk operation on a checkpoint or its manifest."""
+def at_operation(at: int, action: Callable[[], None], names: tuple[str, ...] = (), *, of: str = "lm_") -> Callable[[], None]:
+    """Act before the `at`-th disk operation on a checkpoint or its manifest, or on files with `of` in their name."""
     strike = _strike(at, action)
 
     def hook(operation: str, path: Path) -> None:
-        if ("lm_" in path.name or operation == "fsync_dir") and (not names or operation in names):
+        if (of in path.name or operation == "fsync_dir") and (not names or operation in names):
             strike()
 
     def install() -> None:
@@ -116,7 +117,7 @@ def in_evaluation(at: int, action: Callable[[], None]) -> Callable[[], None]:
     strike = _strike(at, action)
 
     def install() -> None:
-        inner = lmloop.run.evaluate
+        inner = lmloop.training.measures.evaluate
 
         def evaluate(*args: Any, should_stop: Callable[[], bool], **named: Any) -> Any:
             def asked() -> bool:
@@ -125,7 +126,7 @@ def in_evaluation(at: int, action: Callable[[], None]) -> Callable[[], None]:
 
             return inner(*args, should_stop=asked, **named)
 
-        lmloop.run.evaluate = evaluate  # type: ignore[assignment]
+        lmloop.training.measures.evaluate = evaluate  # type: ignore[assignment]
 
     return install
 
@@ -210,14 +211,14 @@ def kills(folder: Path, *, timed: int, in_saves: int, in_evaluations: int, seed:
     return result
 
 
-def count_operations(shop: Workshop) -> int:
-    """Disk operations on checkpoints in one run."""
+def count_operations(shop: Workshop, *, of: str = "lm_") -> int:
+    """Disk operations on checkpoints, or on files with `of` in their name, in one run."""
     case = shop.case("count")
     counted = case / "operations"
 
     def install() -> None:
         def hook(operation: str, path: Path) -> None:
-            if "lm_" in path.name or operation == "fsync_dir":
+            if of in path.name or operation == "fsync_dir":
                 with counted.open("a") as file:
                     file.write("x")
 
@@ -532,10 +533,10 @@ class Scenario:
 class _Finetuned(Workshop):
     """The same of a preset that fine-tunes."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, **changes: dict[str, Any]) -> None:
         self.folder = folder
         self.reference = folder / "reference"
-        in_child(lambda: str(write_finetuning(self.reference, kind)))  # a base has weights, which PyTorch makes
+        in_child(lambda: str(write_finetuning(self.reference, kind, **changes)))  # a base has weights, which PyTorch makes
         started = time.perf_counter()
         ended = run_to_end(self.reference)
         self.seconds = time.perf_counter() - started
@@ -574,6 +575,55 @@ def finetuning(folder: Path, *, timed: int, in_saves: int, seed: int = 0) -> Res
     return result
 
 
+REFLECTIONS = (
+    "I lose the thread in long lines, and I will look further back before I write.",
+    "Short words come easily by now; the rare ones are what I have to practise next.",
+    "My lines end where they should, but I repeat the same openings again and again.",
+)
+
+
+def journals(folder: Path, *, timed: int, in_appends: int, in_saves: int, seed: int = 0) -> Result:
+    """SIGKILL of runs that keep a journal, from scratch and with LoRA: at random times, while the journal is written, and
+    inside saves; then on to the end. The journal must be the same, byte for byte."""
+    import peft  # noqa: F401 (as above)
+    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+    def reflection(self: Any, prompt: str, tokens: int, number: int, stop: Callable[[], bool]) -> str | None:
+        return None if stop() else REFLECTIONS[(number - 1) % len(REFLECTIONS)]  # as a larger model would write
+
+    result, chance = Result(), random.Random(seed)
+    epochs = {"epochs": 3, "max_steps": None}
+    kept, lmloop.training.writing.Writer.reflection = lmloop.training.writing.Writer.reflection, reflection  # type: ignore[method-assign]
+    try:
+        shops = {
+            "scratch": Workshop(folder / "scratch", lines=12, train=epochs, journal={"rollback": True}),
+            "lora": _Finetuned(folder / "lora", "lora", train=epochs, journal={"rollback": True}),
+        }
+        for kind, shop in shops.items():
+            whole = (shop.reference / "run" / "journal.md").read_bytes()
+            if any(text.encode() not in whole for text in REFLECTIONS):
+                result.failures.append(f"{kind}: the journal lacks an entry")
+            strikes: list[tuple[str, str, int]] = [(f"{kind}-time-{number}", "", 0) for number in range(timed)]
+            for of, count in (("journal", in_appends), ("lm_", in_saves)):
+                operations = count_operations(shop, of=of)
+                strikes += [(f"{kind}-{of}-{n}", of, chance.randrange(1, operations + 1)) for n in range(count)]
+            for name, of, at in strikes:
+                case = shop.case(name)
+                child = start(case, at_operation(at, _kill, of=of) if at else lambda: None)
+                if not at:
+                    time.sleep(chance.uniform(0.2 * shop.seconds, shop.seconds))
+                    os.kill(child, signal.SIGKILL)
+                ended = wait(child, case)
+                result.note("killed" if ended.status == -signal.SIGKILL else "ended before the kill")
+                again = run_to_end(case)
+                if (case / "run" / "journal.md").read_bytes() != whole:
+                    result.failures.append(f"{name}: another journal: {again.output[-300:]}")
+                shop.finish(case, result, name)
+    finally:
+        lmloop.training.writing.Writer.reflection = kept  # type: ignore[method-assign]
+    return result
+
+
 SCENARIOS: dict[str, Scenario] = {
     "kills": Scenario(
         "kill -9 at random times, inside saves and inside evaluations",
@@ -593,6 +643,11 @@ SCENARIOS: dict[str, Scenario] = {
         "kill -9 of full fine-tuning, LoRA and QLoRA, at random times and inside saves",
         partial(finetuning, timed=20, in_saves=20),
         partial(finetuning, timed=1, in_saves=1),
+    ),
+    "journals": Scenario(
+        "kill -9 of runs that keep a journal, from scratch and with LoRA, also while it is written",
+        partial(journals, timed=20, in_appends=40, in_saves=20),
+        partial(journals, timed=1, in_appends=3, in_saves=1),
     ),
     "two_trainers": Scenario("two trainers, stale lock", two_trainers, two_trainers),
     "second_signal": Scenario("second signal", second_signal, second_signal),

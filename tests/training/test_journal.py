@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import lmloop.generation.engine
 import lmloop.run
 import lmloop.training.journal
 import lmloop.training.writing
@@ -359,7 +360,7 @@ def test_an_unwritable_journal_stops_nothing(here: Path, monkeypatch: pytest.Mon
 def test_the_journal_as_its_own_system_message(here: Path) -> None:
     """Behind it stand the sample's prompt and room for its text; only what is newest fits."""
     seen: list[str] = []
-    generate = lmloop.run.Engine.generate
+    generate = lmloop.generation.engine.Engine.generate
 
     def watched(self: Any, prompts: Any, *args: Any, **named: Any) -> Any:
         seen.extend(prompts)
@@ -372,7 +373,7 @@ def test_the_journal_as_its_own_system_message(here: Path) -> None:
     values["model"] |= {"seq_length": 64}
     path.write_text(json.dumps(values))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmloop.run.Engine, "generate", watched)
+        patch.setattr(lmloop.generation.engine.Engine, "generate", watched)
         train(path)
     first, last = seen[0], seen[-1]
     assert first == "the "

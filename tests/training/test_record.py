@@ -70,7 +70,7 @@ def test_phases_are_exclusive_and_survive_exceptions(tmp_path: Path) -> None:
         clock.now += 1
         record.move(4, source="train", target="data")
     phases = record.session["phases"]
-    assert phases == {"setup": 0, "train": 9, "data": 4, "evaluate": 3, "sample": 0, "save": 0}
+    assert phases == {"setup": 0, "train": 9, "data": 4, "evaluate": 3, "sample": 0, "save": 0, "export": 0}
 
 
 def test_no_more_is_moved_than_there_is(tmp_path: Path) -> None:
