@@ -179,8 +179,8 @@ def make_base(folder: Path, pairs: Pairs) -> None:
         max_position_embeddings=2_048,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=backend.token_to_id(str(tokenizer.eos_token)),
+        pad_token_id=backend.token_to_id(str(tokenizer.pad_token)),
     )
     with silent():
         Qwen3ForCausalLM(shape).bfloat16().save_pretrained(folder)

@@ -29,3 +29,14 @@ def test_messages_in_the_troubleshooting_table_are_what_the_program_says() -> No
     for words in ("no source can be read", "left out:", "unknown key", "does not fit in memory", "is not used", "is done"):
         assert words in (ROOT / "docs" / "troubleshooting.md").read_text(), words
         assert words in source, words
+
+
+def test_the_file_for_rented_machines_runs_what_everybody_runs() -> None:
+    import yaml
+
+    task = yaml.safe_load((ROOT / "cloud" / "sky.yaml").read_text())
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert task["setup"].split() == ["make", "env"]
+    assert task["run"].split() == ["echo", '"$PRESET"', "|", "make", "train"]
+    assert {"env", "train"} <= set(targets)
+    assert any(path.stem == task["envs"]["PRESET"] for path in (ROOT / "configs").iterdir())
