@@ -396,13 +396,13 @@ def test_what_was_trained_in_4_bits_is_used_without_them_on_apples_gpu(
     tokens_BT = torch.randint(60, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         theirs, ours = (one.model.head(one.model.hidden(tokens_BT)) for one in (packed, whole))
-    assert (theirs - ours).abs().mean() < 0.1 * theirs.abs().mean()
+    assert torch.nn.functional.cosine_similarity(theirs.flatten(), ours.flatten(), dim=0) > 0.9  # 4 bits cost the rest
 
 
 @pytest.mark.parametrize(
     ("kind", "machine", "said"),
     [
-        ("lora", replace(MAC, memory_bytes=1_000), "this machine has 1,000 bytes: take a smaller base"),
+        ("lora", replace(MAC, memory_bytes=1_000), "this machine has 1 kB: take a smaller base"),
         ("lora", Machine("cuda", "a GPU", 8, 1_000, bf16=True), "set adapter.quantize 'nf4'"),
         ("qlora", Machine("cuda", "a GPU", 8, 1_000, bf16=True), "take a smaller base"),
     ],
