@@ -87,6 +87,37 @@ def test_bf16_is_near(shape: str, rows: int) -> None:
     assert 1e-4 < error < 0.03, f"relative error {error}: bf16 rounds to 1 part in 256"
 
 
+def test_one_row_in_16_bits_is_nearer_than_bf16() -> None:
+    """Its weights are in fp16 where PyTorch has that product, which rounds to 1 part in 2,048."""
+    model = model_of("decoder")
+    if not prepare(model, 1, torch.bfloat16).layout.fp16:
+        pytest.skip(f"no product with weights in fp16: {torch.backends.quantized.engine}")
+    own, prepared = logits_of_both(model, tokens(1), torch.bfloat16)
+    error = (prepared - own).norm() / own.norm()
+    assert 1e-5 < error < 2e-3, error
+
+
+def test_weights_beyond_fp16_stay_in_bf16() -> None:
+    model = model_of("decoder")
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = 300.0  # of two such and √32 the product is too large
+    assert not prepare(model, 1, torch.bfloat16).layout.fp16
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_keys_and_values_beyond_fp16(rows: int) -> None:
+    """Values of a million would be infinite."""
+    model = model_of("gpt2")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("attn.c_attn.bias"):
+                parameter[64:] += 1e6  # that of the values
+            if name.endswith("attn.c_proj.weight"):
+                parameter.mul_(1e-6)
+    own, prepared = logits_of_both(model, tokens(rows), torch.bfloat16)
+    assert (prepared - own).norm() / own.norm() < 0.03
+
+
 def test_results_can_be_changed_where_gradients_may_be_on() -> None:
     """They are no tensors of inference mode, which refuse that, and no buffer that the next step overwrites."""
     model, rows = model_of("decoder"), tokens(2)
@@ -125,7 +156,7 @@ def test_no_matrix_is_the_models_own(dtype: torch.dtype, rows: int) -> None:
     def outputs() -> list[torch.Tensor]:
         layer = prepared.layers[0]
         maps = [layer.query_key_value, layer.out, layer.feed_forward, prepared.head]
-        return [layer.mixer_norm(ones), *(one(ones.to(dtype)) for one in maps)]
+        return [layer.mixer_norm(ones), *(one(ones.to(prepared.layout.inputs)) for one in maps)]
 
     with torch.no_grad():
         before = outputs()
