@@ -16,7 +16,6 @@ import numpy as np
 from lmloop.data.document import Document, Position
 from lmloop.data.source import Source, one_line
 from lmloop.tokens.batch import RowBlock
-from lmloop.tokens.chat_packing import ChatLane
 from lmloop.tokens.conversations import ChatEncoder
 from lmloop.tokens.encoding import Encoder
 from lmloop.tokens.lanes import lane_of
@@ -216,5 +215,4 @@ def count_part(
     finally:
         counter.close()
         counts.too_short, counts.too_long = lane.skipped, lane.too_long
-        if isinstance(lane, ChatLane):
-            counts.cut_at_a_turn = lane.left_out["cut"]
+        counts.cut_at_a_turn = lane.left_out["cut"]

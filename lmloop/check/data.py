@@ -21,9 +21,9 @@ from lmloop.data import frozen
 from lmloop.data.corpus import Corpus, open_corpus
 from lmloop.data.document import Document
 from lmloop.data.source import Source, SourceError
-from lmloop.plan import checkpoint_bytes
 from lmloop.preset.reading import LoadedPreset
 from lmloop.preset.schema import Preset
+from lmloop.room import checkpoint_bytes
 from lmloop.tokens.build import build_tokenizer
 from lmloop.tokens.conversations import ChatEncoder, open_chats, with_template
 from lmloop.tokens.encoding import Encoder

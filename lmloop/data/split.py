@@ -152,9 +152,11 @@ class PositionPart:
 
 def _cut(source: Source, parent: str, validation: float, test: float) -> Split:
     """Train, then validation, then test, in the order of the text. A conversation or pair cannot be cut: it trains."""
-    if any(document.messages or document.pair for document, _ in source.read({})):
-        return Split(source, None, None)
-    total = sum(len(document.text) for document, _ in source.read({}))
+    total = 0  # wanted without a split too, for `progress` and for the number of shards
+    for document, _ in source.read({}):
+        if document.messages or document.pair:
+            return Split(source, None, None)
+        total += len(document.text)
     if validation + test == 0:
         return Split(PositionPart(source, parent, 0, None, total), None, None)
     wanted = [round(total * (1.0 - validation - test)), round(total * (1.0 - test))]

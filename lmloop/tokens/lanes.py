@@ -15,6 +15,7 @@ from lmloop.tokens.chat_packing import ChatLane
 from lmloop.tokens.conversations import ChatEncoder
 from lmloop.tokens.dealing import workers
 from lmloop.tokens.encoding import Encoder
+from lmloop.tokens.packed import PackedLane
 from lmloop.tokens.packing import Lane
 
 Key = tuple[int, int]
@@ -51,7 +52,7 @@ def lane_of(
     index: int = 0,
     min_text_length: int = 0,
     check: Callable[[], None] = lambda: None,
-) -> Lane | ChatLane:
+) -> PackedLane[Any, Any]:
     """What packs a source, or a part of it, into rows; `chats` for those whose names it knows."""
     if chats is not None and source.name in chats.names:
         return ChatLane(source, encoder.tokenizer, chats, index=index, min_text_length=min_text_length, check=check)

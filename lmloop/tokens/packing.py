@@ -9,7 +9,7 @@ own. What the last row of a pass lacks is padding without weight, in a last segm
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ import numpy as np
 
 from lmloop.data.document import Document, Position
 from lmloop.data.source import Source
-from lmloop.data.waiting import while_waiting
-from lmloop.tokens.batch import Row, RowBlock
-from lmloop.tokens.encoding import Encoder, Key
+from lmloop.tokens.batch import RowBlock
+from lmloop.tokens.encoding import Encoder
+from lmloop.tokens.packed import PackedLane
 from lmloop.tokens.tokenizer import PIECE_CHARACTERS, Tokenizer
 
 _TASK_PIECES = 256
@@ -43,27 +43,26 @@ class _Piece:
     used: int = 0
 
     @property
+    def text(self) -> str:
+        """The stretch."""
+        text = self.document.text
+        return text if self.end - self.start == len(text) else text[self.start : self.end]
+
+    @property
     def is_last(self) -> bool:
         """The document ends with it."""
         return self.end == len(self.document.text)
 
 
 _NOTHING = np.zeros(0, np.int32)
-_Task = tuple[list[_Piece], Callable[[], list[np.ndarray]]]
 
 
-class Lane:
-    """One source, packed into rows.
+class Lane(PackedLane[_Piece, Encoder]):
+    """One source of texts, packed into rows.
 
-    Documents are read and encoded ahead of what was taken, but the state, `epoch` and `progress` are a function of what
-    was taken alone. The state is where the current document begins, where in it the current piece begins, and how many
-    pairs of the piece are taken: small at any place, and exact.
-
-    epoch: passes that are over. progress: share of the current pass that was taken, 0 where the source cannot tell.
-    too_long: documents that are too long for a row; a text never is.
+    The state is where the current document begins, where in it the current piece begins, and how many pairs of the piece
+    are taken.
     """
-
-    too_long = 0
 
     def __init__(
         self,
@@ -75,29 +74,18 @@ class Lane:
         encoder: Encoder | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`index` is what rows carry as their source; `check` is called between documents and may raise to leave."""
-        self.source = source
-        self.name = source.name
-        self._tokenizer = tokenizer
-        self._index = index
-        self._min_text_length = min_text_length
-        self._encoder = encoder or Encoder(tokenizer)
-        self._check = check
-        self.load_state_dict({})
+        """As that of the base."""
+        encoder = encoder or Encoder(tokenizer)
+        super().__init__(source, tokenizer, encoder, index=index, min_text_length=min_text_length, check=check)
 
     # ---- taking ----
 
-    def take(self, length: int) -> Row | None:
-        """The next row; None when the pass is over, after which the next call starts the next pass."""
-        block = self.take_rows(length, 1)
-        return block.row(0) if block else None
+    def available(self, length: int, count: int) -> int:
+        """How many of the next `count` rows the current pass still has. Reads as far as it must, takes nothing."""
+        self._fill(lambda: self._buffered >= length * count)
+        return min(count, -(-self._buffered // length))
 
-    def take_rows(self, length: int, count: int) -> RowBlock | None:
-        """The next `count` rows, fewer where the pass ends first; None, once, when the pass is over."""
-        rows = self.available(length, count)
-        if rows == 0:
-            self._end_pass()
-            return None
+    def _take(self, length: int, rows: int) -> RowBlock:
         pairs = min(rows * length, self._buffered)
         tokens_N = np.full(rows * length, self._tokenizer.pad_id, np.int64)
         targets_N = np.full(rows * length, self._tokenizer.pad_id, np.int64)
@@ -132,15 +120,10 @@ class Lane:
             documents_B=_names_of_rows(names, first_B.tolist(), last_B.tolist()),
         )
 
-    def available(self, length: int, count: int) -> int:
-        """How many of the next `count` rows the current pass still has. Reads as far as it must, takes nothing."""
-        self._fill(length * count)
-        return min(count, -(-self._buffered // length))
-
     def _mark_taken(self, piece: _Piece, beyond: int) -> None:
         """Pairs of the first piece in line are taken up to `beyond`."""
         if piece.used == 0 and piece.start == 0:
-            self.skipped += piece.skipped
+            self.left_out["skipped"] += piece.skipped
         if beyond < len(piece.targets_N):
             piece.used = beyond
             self._position, self._offset, self._used = piece.before, piece.start, beyond
@@ -158,91 +141,30 @@ class Lane:
             step = piece.document.progress - piece.progress_before
             self.progress = piece.progress_before + step * done / max(len(piece.document.text), 1)
 
-    def _end_pass(self) -> None:
-        self.was_empty = not self.pairs
-        self.total_pairs = self.pairs
-        self.skipped += self._skipped_at_end
-        self.epoch += 1
-        self.progress = 0.0
-        self.pairs = 0
-        self._begin({}, 0, 0, self._tokenizer.start_id, 0.0)
-
     # ---- reading ----
 
-    def _begin(self, position: Position, offset: int, used: int, previous: int, progress: float) -> None:
-        """Read on from a place; what was read ahead is dropped."""
-        self._position, self._offset, self._used = position, offset, used
-        self._previous, self._progress_before = previous, progress
-        self._reader: Iterator[_Piece] | None = None
+    def _begin(self, place: Mapping[str, Any]) -> None:
+        super()._begin(place)
+        self._position: Position = place.get("position", {})
+        self._progress_before: float = place.get("progress_before", 0.0)
+        inside = place if "previous" in place else {}  # else: of another tokenizer, or of conversations
+        self._offset: int = inside.get("offset", 0)
+        self._used: int = inside.get("used", 0)
+        self._previous: int = inside.get("previous", self._tokenizer.start_id)
+        self._last_token = self._previous
         self._ready: deque[_Piece] = deque()
-        self._tasks: deque[_Task | BaseException] = deque()
-        self._last_token = previous
         self._buffered = 0
-        self._all_read = False
-        self._skipped_at_end = 0
 
-    def _fill(self, pairs: int) -> None:
-        try:
-            while self._buffered < pairs:
-                self._check()
-                with while_waiting(self._check):
-                    self._read_ahead()
-                if not self._tasks:
-                    return
-                task = self._tasks.popleft()
-                if isinstance(task, BaseException):
-                    raise task
-                pieces, encoded = task
-                for piece, ids in zip(pieces, encoded(), strict=True):
-                    self._put(piece, ids)
-        except BaseException:  # nothing was taken: a later call reads again from where this one began
-            self._begin(self._position, self._offset, self._used, self._previous, self._progress_before)
-            raise
+    def _here(self) -> dict[str, Any]:
+        return {
+            "position": self._position,
+            "offset": self._offset,
+            "used": self._used,
+            "previous": self._previous,
+            "progress_before": self._progress_before,
+        }
 
-    def _put(self, piece: _Piece, ids: np.ndarray) -> None:
-        """Line up an encoded piece."""
-        if piece.start == 0:
-            self._last_token = self._tokenizer.start_id
-        line = np.empty(len(ids) + 1 + piece.is_last, np.int32)
-        line[0] = self._last_token
-        line[1 : len(ids) + 1] = ids
-        if piece.is_last:
-            line[-1] = self._tokenizer.eos_id
-        self._last_token = int(line[-1])
-        piece.inputs_N, piece.targets_N = line[:-1], line[1:]
-        if piece.used < len(piece.targets_N):  # all used: the document became shorter since the state was saved
-            self._ready.append(piece)
-            self._buffered += len(piece.targets_N) - piece.used
-
-    def _read_ahead(self) -> None:
-        """Keep as many tasks under way as there are threads, and one more."""
-        if self._reader is None and not self._all_read:
-            self._reader = self._pieces()
-        while self._reader is not None and len(self._tasks) <= self._encoder.workers:
-            pieces: list[_Piece] = []
-            keys: list[Key] = []
-            texts: list[str] = []
-            characters = 0
-            failure: BaseException | None = None
-            try:
-                while characters < PIECE_CHARACTERS and len(pieces) < _TASK_PIECES:
-                    piece = next(self._reader)
-                    pieces.append(piece)
-                    text = piece.document.text
-                    texts.append(text if piece.end - piece.start == len(text) else text[piece.start : piece.end])
-                    keys.append((self.name, piece.document.id, piece.start))
-                    characters += len(texts[-1])
-            except StopIteration:
-                self._reader, self._all_read = None, True
-            except BaseException as error:  # it is raised where it stands in the stream: after what was read before it
-                self._reader, failure = None, error
-            if pieces:
-                self._tasks.append((pieces, self._encoder.start(keys, texts)))
-            if failure is not None:
-                self._tasks.append(failure)
-
-    def _pieces(self) -> Iterator[_Piece]:
-        """The pieces of the rest of the pass, from the saved place on."""
+    def _items(self) -> Iterator[_Piece]:
         before, offset, used, progress = self._position, self._offset, self._used, self._progress_before
         skipped = 0
         for document, after in self.source.read(before, self.epoch):
@@ -260,43 +182,38 @@ class Lane:
                     if end == len(text):
                         break
             before, offset, used, progress, skipped = after, 0, 0, document.progress, 0
-        self._skipped_at_end = skipped
+        self._passed["skipped"] = skipped
 
-    # ---- state ----
+    def _limits(self) -> tuple[int, int]:
+        return _TASK_PIECES, PIECE_CHARACTERS
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the next row begins, JSON-able. Positions are the source's own objects: copy before changing them."""
-        return {
-            "position": self._position,
-            "offset": self._offset,
-            "used": self._used,
-            "previous": self._previous,
-            "progress_before": self._progress_before,
-            "progress": self.progress,
-            "epoch": self.epoch,
-            "pairs": self.pairs,
-            "total_pairs": self.total_pairs,
-            "skipped": self.skipped,
-            "was_empty": self.was_empty,
-            "tokenizer": self._tokenizer.fingerprint,
-        }
+    def _characters(self, item: _Piece) -> int:
+        return item.end - item.start
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; `{}` is the start. Under another tokenizer, from the start of the document."""
-        self.epoch: int = state.get("epoch", 0)
-        self.progress: float = state.get("progress", 0.0)
-        self.pairs: int = state.get("pairs", 0)
-        """Pairs taken in this pass."""
-        self.total_pairs: int | None = state.get("total_pairs")
-        """Pairs of the last whole pass."""
-        self.skipped: int = state.get("skipped", 0)
-        """Documents left out as too short, over all passes."""
-        self.was_empty: bool = state.get("was_empty", False)
-        """The last whole pass had no document."""
-        offset, used, previous = state.get("offset", 0), state.get("used", 0), state.get("previous")
-        if previous is None or state.get("tokenizer") != self._tokenizer.fingerprint:
-            offset, used, previous = 0, 0, self._tokenizer.start_id
-        self._begin(state.get("position", {}), offset, used, previous, state.get("progress_before", 0.0))
+    def _start(self, items: list[_Piece]) -> Callable[[], None]:
+        keys = [(self.name, piece.document.id, piece.start) for piece in items]
+        encoded = self._encoder.start(keys, [piece.text for piece in items])
+
+        def line_up() -> None:
+            for piece, ids in zip(items, encoded(), strict=True):
+                self._put(piece, ids)
+
+        return line_up
+
+    def _put(self, piece: _Piece, ids: np.ndarray) -> None:
+        """Line up an encoded piece."""
+        if piece.start == 0:
+            self._last_token = self._tokenizer.start_id
+        line = np.empty(len(ids) + 1 + piece.is_last, np.int32)
+        line[0] = self._last_token
+        line[1 : len(ids) + 1] = ids
+        if piece.is_last:
+            line[-1] = self._tokenizer.eos_id
+        self._last_token = int(line[-1])
+        piece.inputs_N, piece.targets_N = line[:-1], line[1:]
+        if piece.used < len(piece.targets_N):  # all used: the document became shorter since the state was saved
+            self._ready.append(piece)
+            self._buffered += len(piece.targets_N) - piece.used
 
 
 def _names_of_rows(names: list[str], first: list[int], last: list[int]) -> list[tuple[str, ...]]:

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from lmloop.data.source import SourceError, is_broken, why_broken
-from lmloop.tokens.chat_packing import ChatLane
 from lmloop.tokens.lanes import Key, Lanes, Part, Rows, nothing_left
 from lmloop.tokens.mixing import Replay, interleave
-from lmloop.tokens.packing import Lane
+from lmloop.tokens.packed import PackedLane
 
 EMPTY = 1
 """A lane gave a whole pass without a document."""
@@ -75,7 +74,7 @@ class Rounds:
             self._taken[slot] += np.bincount(picks, minlength=len(self._weights))
         return slot_N, source_N
 
-    def _rows_of(self, key: Key, lane: Lane | ChatLane, length: int, places: np.ndarray) -> list[Part]:
+    def _rows_of(self, key: Key, lane: PackedLane[Any, Any], length: int, places: np.ndarray) -> list[Part]:
         """Rows of one lane for `places`, over as many passes as it takes."""
         parts: list[Part] = []
         have = 0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from lmloop.data.document import Document, Position
 from lmloop.data.source import Source
@@ -18,8 +20,10 @@ from lmloop.tokens.chat_packing import ChatLane
 from lmloop.tokens.conversations import ChatEncoder
 from lmloop.tokens.encoding import Encoder
 from lmloop.tokens.lanes import lane_of
-from lmloop.tokens.packing import Lane
+from lmloop.tokens.packed import PackedLane
 from lmloop.tokens.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class HeldOut:
     """The source of each batch."""
 
 
-def _rows(lane: Lane | ChatLane, length: int) -> Iterator[Row]:
+def _rows(lane: PackedLane[Any, Any], length: int) -> Iterator[Row]:
     while (row := lane.take(length)) is not None:
         yield row
 
@@ -151,24 +155,25 @@ def held_out(
 
 
 @torch.no_grad()
-def evaluate(
+def each_batch(
     model: LanguageModel,
     data: HeldOut,
     device: torch.device,
+    keep: Callable[[Batch, Tensor], T],
     *,
     autocast: bool,
-    should_stop: Callable[[], bool] = lambda: False,
-    processes: Processes = ALONE,
-) -> Evaluation | None:
-    """Evaluate at full length; None when `should_stop` asked to leave it.
+    should_stop: Callable[[], bool],
+    processes: Processes,
+) -> list[T] | None:
+    """What `keep` makes of each batch and its tokens' losses in nats [B, T], both on `device`, in the order of the batches.
 
-    Several processes have the same data and deal its batches among them; all get the same figures, added up in the order of
-    the batches. They ask `should_stop` together, which answers all of them alike.
+    None when `should_stop` asked to leave it. Several processes have the same data and deal its batches among them; all get
+    the same list, and they ask `should_stop` together, which answers all of them alike.
     """
     objective = LanguageObjective()
     was_training = model.training
     model.eval()
-    sums: list[float] = []
+    kept: list[T] = []
     try:
         for first in range(0, len(data.batches), processes.world):
             if should_stop():
@@ -178,21 +183,44 @@ def evaluate(
             batch = data.batches[min(own, len(data.batches) - 1)].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 nll_BT = objective.token_losses(model, batch)
-            trained_BT = batch.weights_BT > 0
-            sums += [float(nll_BT[trained_BT].cpu().double().sum()), int(trained_BT.sum())]  # MPS has no fp64
+            if own < len(data.batches):
+                kept.append(keep(batch, nll_BT))
     finally:
         model.train(was_training)
-    every = processes.exchange(sums)
+    every = processes.gather(kept)
+    return [every[index % processes.world][index // processes.world] for index in range(len(data.batches))]
+
+
+def evaluate(
+    model: LanguageModel,
+    data: HeldOut,
+    device: torch.device,
+    *,
+    autocast: bool,
+    should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
+) -> Evaluation | None:
+    """Evaluate at full length; None when `should_stop` asked to leave it, see `each_batch`.
+
+    All processes get the same figures, added up in the order of the batches.
+    """
+    sums = each_batch(model, data, device, _sum, autocast=autocast, should_stop=should_stop, processes=processes)
+    if sums is None:
+        return None
     nll_sum, tokens = 0.0, 0
     sums_of: dict[str, tuple[float, int]] = {}
-    for index in range(len(data.batches)):
-        at = 2 * (index // processes.world)
-        nll, count = every[index % processes.world][at : at + 2]
-        nll_sum, tokens = nll_sum + nll, tokens + int(count)
+    for index, (nll, count) in enumerate(sums):
+        nll_sum, tokens = nll_sum + nll, tokens + count
         if data.sources:
             so_far = sums_of.get(data.sources[index], (0.0, 0))
-            sums_of[data.sources[index]] = so_far[0] + nll, so_far[1] + int(count)
+            sums_of[data.sources[index]] = so_far[0] + nll, so_far[1] + count
     if not tokens:
         return None
     by_source = {name: nll / count for name, (nll, count) in sums_of.items() if count} if len(sums_of) > 1 else {}
     return Evaluation(nll_sum, tokens, data.bytes, by_source)
+
+
+def _sum(batch: Batch, nll_BT: Tensor) -> tuple[float, int]:
+    """Of the trained tokens: the losses' sum, and how many they are."""
+    trained_BT = batch.weights_BT > 0
+    return float(nll_BT[trained_BT].cpu().double().sum()), int(trained_BT.sum())  # MPS has no fp64

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from lmloop.generation.engine import Engine
+from lmloop.models.own_copy import own_copy
 from lmloop.processes import Processes
 from lmloop.training.comparison import Comparison
 from lmloop.training.evaluate import Evaluation, evaluate
@@ -15,6 +17,7 @@ from lmloop.training.questions import find_questions
 from lmloop.training.state import Progress
 from lmloop.training.writing import Writer
 
+T = TypeVar("T")
 Stop = Callable[[], bool]
 
 
@@ -27,19 +30,26 @@ class Measures:
         self.notice = notice
         preset, parallel, template = parts.contents.preset, parts.contents.parallel, parts.template
         self.writer = Writer(
-            lambda: Engine(
-                parallel.model,
-                parts.contents.tokenizer,
-                parallel.device,
-                autocast=parallel.autocast and preset.model.pretrained is not None,  # its weights may be bf16
-                agree=processes.broadcast,
-                stops=template.stop_ids if template else (),
-            ),
+            self._engine,
             parallel.in_use,
             preset.generation,
             template,
             seed=preset.train.seed,
             notice=notice,
+        )
+
+    def _engine(self) -> Engine:
+        contents, parallel, template = self.parts.contents, self.parts.contents.parallel, self.parts.template
+        copy = own_copy(parallel.model)
+        # Weights of a pretrained model may be bf16; with an adapter added to them, bf16 would lose what it has learned.
+        in_bf16 = parallel.autocast and contents.preset.model.pretrained is not None
+        return Engine(
+            parallel.model if copy is None else copy,
+            contents.tokenizer,
+            parallel.device,
+            autocast=in_bf16 and (copy is None or contents.preset.adapter is None),
+            agree=self.processes.broadcast,
+            stops=template.stop_ids if template else (),
         )
 
     @property
@@ -53,21 +63,15 @@ class Measures:
         return self._losses if self.parts.validation.batches else None
 
     def _evaluate(self, stop: Stop) -> Evaluation | None:
-        parallel = self.parts.contents.parallel
-        with parallel.in_use():
-            return evaluate(
-                parallel.model,
-                self.parts.validation,
-                parallel.device,
-                autocast=parallel.autocast,
-                should_stop=stop,
-                processes=self.processes,
-            )
+        return self._of_validation(evaluate, stop)
 
     def _losses(self, stop: Stop) -> Losses | None:
+        return self._of_validation(losses, stop)
+
+    def _of_validation(self, measure: Callable[..., T], stop: Stop) -> T:
         parallel = self.parts.contents.parallel
         with parallel.in_use():
-            return losses(
+            return measure(
                 parallel.model,
                 self.parts.validation,
                 parallel.device,

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lmloop.models.base import LanguageModel
-from lmloop.objectives.language import LanguageObjective
 from lmloop.processes import ALONE, Processes
 from lmloop.tokens.batch import Batch
-from lmloop.training.evaluate import HeldOut
+from lmloop.training.evaluate import HeldOut, each_batch
 
 FEWEST = 8
 """Of fewer documents a standard error says little: then rows are compared, of which a long document has many."""
@@ -63,7 +63,6 @@ def difference(before: Losses, after: Losses) -> Difference:
     return Difference(mean, math.sqrt(units / (units - 1) * spread) / total)
 
 
-@torch.no_grad()
 def losses(
     model: LanguageModel,
     data: HeldOut,
@@ -75,26 +74,12 @@ def losses(
 ) -> Losses | None:
     """The losses of each held-out document, or of each row where there are fewer than FEWEST documents; None when
     `should_stop` asked to leave it. Several processes deal the batches among them, and all get the same."""
-    objective = LanguageObjective()
-    was_training = model.training
-    model.eval()
-    found: list[tuple[int, list[_Piece]]] = []
-    try:
-        for first in range(0, len(data.batches), processes.world):
-            if should_stop():
-                return None
-            own = first + processes.rank
-            batch = data.batches[min(own, len(data.batches) - 1)].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                nll_BT = objective.token_losses(model, batch).float().cpu()
-            if own < len(data.batches):
-                found.append((own, _pieces(data.batches[own], nll_BT.double().numpy())))
-    finally:
-        model.train(was_training)
-    every = sorted((pair for one in processes.gather(found) for pair in one), key=lambda pair: pair[0])
-    by_document = len({piece.document for _, pieces in every for piece in pieces}) >= FEWEST
+    found = each_batch(model, data, device, _pieces, autocast=autocast, should_stop=should_stop, processes=processes)
+    if found is None:
+        return None
+    by_document = len({piece.document for pieces in found for piece in pieces}) >= FEWEST
     sums: dict[object, tuple[float, int]] = {}
-    for at, pieces in every:
+    for at, pieces in enumerate(found):
         for piece in pieces:
             unit = piece.document if by_document else (at, piece.row)
             nll, tokens = sums.get(unit, (0.0, 0))
@@ -111,9 +96,10 @@ class _Piece(NamedTuple):
     tokens: int
 
 
-def _pieces(batch: Batch, nll_BT: np.ndarray) -> list[_Piece]:
-    trained_BT = batch.weights_BT.numpy() > 0
-    segments_BT = np.zeros(nll_BT.shape, np.int64) if batch.segments_BT is None else batch.segments_BT.numpy()
+def _pieces(batch: Batch, losses_BT: Tensor) -> list[_Piece]:
+    nll_BT = losses_BT.float().cpu().double().numpy()  # MPS has no fp64
+    trained_BT = batch.weights_BT.cpu().numpy() > 0
+    segments_BT = np.zeros(nll_BT.shape, np.int64) if batch.segments_BT is None else batch.segments_BT.cpu().numpy()
     pieces: list[_Piece] = []
     for row, names in enumerate(batch.documents_B):
         for segment, name in enumerate(names):

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lmloop.data.document import Document, Message, Pair, Position
 from lmloop.data.shuffle import Shuffled
 from lmloop.data.source import Source
 from lmloop.data.split import share_counts, split
@@ -150,3 +153,50 @@ def test_nothing_held_out(tmp_path: Path, opened) -> None:
     source = opened(folder_of(tmp_path, 3)).source
     parts = split(source, 0.0, 0.0)
     assert (parts.train, parts.validation, parts.test) == (source, None, None)
+
+
+class Counting:
+    """A source that counts the documents that were read of it."""
+
+    def __init__(self, source: Source) -> None:
+        self.name = source.name
+        self.source = source
+        self.read_so_far = 0
+
+    def parents(self):
+        return self.source.parents()
+
+    def read(self, position: Position, epoch: int = 0) -> Iterator[tuple[Document, Position]]:
+        for document, after in self.source.read(position, epoch):
+            self.read_so_far += 1
+            yield document, after
+
+
+def test_one_document_that_is_not_split_is_read_once(tmp_path: Path, opened, every_resume) -> None:
+    (tmp_path / "play.txt").write_text(LINES)
+    source = Counting(opened(tmp_path / "play.txt", chunk_size=100).source)
+    parts = split(source, 0.0, 0.0)
+    assert source.read_so_far == len(ids(source.source))
+    assert (text(parts.train), parts.validation, parts.test) == (LINES, None, None)
+    every_resume(parts.train)
+
+
+SAID = (Message("user", "Sure?"),)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"messages": (*SAID, Message("assistant", "Yes."))}, {"pair": Pair(SAID, (Message("assistant", "Yes."),), SAID)}],
+    ids=["conversation", "pair"],
+)
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.1, 0.1)])
+def test_a_conversation_or_pair_alone_trains_and_is_not_cut(
+    tmp_path: Path, opened, kind: dict[str, object], shares: tuple[float, float]
+) -> None:
+    (tmp_path / "play.txt").write_text(LINES)
+    source = Counting(opened(tmp_path / "play.txt", chunk_size=100).source)
+    plain = source.source.read
+    source.source.read = lambda *place: ((replace(document, **kind), after) for document, after in plain(*place))
+    parts = split(source, *shares)
+    assert (parts.train, parts.validation, parts.test) == (source, None, None)
+    assert source.read_so_far == 1

@@ -140,6 +140,9 @@ def test_changed_documents_and_tokenizers_are_lived_with() -> None:
     lane = Lane(source, other)
     lane.load_state_dict(state)
     assert trained(one_pass(lane, [8])) == expected_pairs(other, source)
+    lane = Lane(source, TOKENIZER)  # now text, where the state is of conversations
+    lane.load_state_dict({"position": {"next": 1}, "ahead": [2], "used": 2, "tokenizer": TOKENIZER.fingerprint})
+    assert trained(one_pass(lane, [8])) == expected_pairs(TOKENIZER, source)[31:]
 
 
 def test_an_error_comes_after_what_was_read_before_it_and_can_be_retried() -> None:
