@@ -30,12 +30,18 @@ def use_short_passes(network: nn.Module) -> None:
 class Linear(dense.Linear):
     """peft's layer beside a `torch.nn.Linear`."""
 
+    @property
+    def is_plain(self) -> bool:
+        """It computes W x + s · B (A x) and nothing besides."""
+        return not (self.merged or self.disable_adapters or self.lora_variant or self.lora_bias[ADAPTER])
+
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """W x + s · B (A (dropout x)), [..., outputs]."""
         base = self.get_base_layer()
         plain = (
             type(base) is nn.Linear
-            and not (args or options or self.merged or self.disable_adapters or self.lora_variant or self.lora_bias[ADAPTER])
+            and self.is_plain
+            and not (args or options)
             and not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
         )
         if not plain:
