@@ -1,5 +1,8 @@
 """What this machine is taken to be."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -127,3 +130,15 @@ def test_apples_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch)
     machine = this_machine.__wrapped__()
     assert (machine.device, machine.bf16) == ("mps", False)
     assert "(mps)" in machine.describe()
+
+
+@pytest.mark.parametrize(("users", "expected"), [(None, "1"), ("200", "200")])
+def test_products_are_not_kept_twice_unless_the_user_says_so(users: str | None, expected: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "LRU_CACHE_CAPACITY"}
+    environment |= {"LRU_CACHE_CAPACITY": users} if users else {}
+    script = (
+        "import os; from lmloop.hardware import this_machine, use_machine; use_machine(this_machine(), 1); "
+        "print(os.environ['LRU_CACHE_CAPACITY'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected]

@@ -17,6 +17,10 @@ from lmloop.preset.schema import ModelSection
 BLOCK = 128
 """Queries that `attend_in_blocks` takes at a time."""
 
+LENGTH_STEP = 32
+"""What `attend_in_blocks` gets without a bias is filled up to a multiple of so many tokens: oneDNN compiles each product
+once for every length and keeps the code, which over documents of all lengths came to hundreds of megabytes."""
+
 MAX_TOKENS_IN_BLOCKS = 1_024
 """Row length up to which `attend_in_blocks` beats PyTorch's kernel for bf16 on a CPU."""
 
@@ -98,8 +102,9 @@ class _InBlocks(torch.autograd.Function):
     def forward(
         ctx: Any, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, bias_BHTT: Tensor | None, scale: float
     ) -> Tensor:
-        B, H, T, E = query_BHTE.shape
-        query, key, value = (x.reshape(B * H, T, E) for x in (query_BHTE, key_BHTE, value_BHTE))
+        B, H, asked, E = query_BHTE.shape
+        T = asked if bias_BHTT is not None else -(-asked // LENGTH_STEP) * LENGTH_STEP
+        query, key, value = (_filled_up(x, T) for x in (query_BHTE, key_BHTE, value_BHTE))
         query = query * scale
         mixed, softmaxes = torch.empty_like(query), []
         for start, stop in _blocks(T):
@@ -112,14 +117,15 @@ class _InBlocks(torch.autograd.Function):
             mixed[:, start:stop] = scores @ value[:, :stop]
         ctx.save_for_backward(query, key, value, *softmaxes)
         ctx.scale = scale
-        return mixed.view(B, H, T, E)
+        return mixed.view(B, H, T, E)[:, :, :asked]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, *softmaxes = ctx.saved_tensors
-        B, H, T, E = grad_outputs[0].shape
-        grad = grad_outputs[0].reshape(B * H, T, E)
+        B, H, asked, E = grad_outputs[0].shape
+        T = query.shape[1]
+        grad = _filled_up(grad_outputs[0], T)
         query_grad, key_grad, value_grad = torch.empty_like(query), torch.empty(0), torch.empty(0)
         for (start, stop), softmax in zip(reversed(_blocks(T)), reversed(softmaxes), strict=True):
             scores_grad = grad[:, start:stop] @ value[:, :stop].mT
@@ -133,7 +139,18 @@ class _InBlocks(torch.autograd.Function):
             else:
                 key_grad[:, :stop] += of_key
                 value_grad[:, :stop] += of_value
-        return *(x.view(B, H, T, E) for x in (query_grad, key_grad, value_grad)), None, None
+        return *(x.view(B, H, T, E)[:, :, :asked] for x in (query_grad, key_grad, value_grad)), None, None
+
+
+def _filled_up(x_BHTE: Tensor, length: int) -> Tensor:
+    """[B · H, length, E]: zeros behind the T tokens, which none of them sees."""
+    B, H, T, E = x_BHTE.shape
+    if length == T:
+        return x_BHTE.reshape(B * H, T, E)
+    filled_BHTE = x_BHTE.new_empty(B, H, length, E)
+    filled_BHTE[:, :, :T] = x_BHTE
+    filled_BHTE[:, :, T:] = 0.0
+    return filled_BHTE.flatten(0, 1)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

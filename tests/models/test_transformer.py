@@ -208,6 +208,16 @@ def test_attention_in_blocks_equals_pytorchs(length: int, packed: bool) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
+def test_attention_in_blocks_knows_few_lengths() -> None:
+    """Of which each has code compiled for it."""
+    seen: set[int] = set()
+    for length in range(1, 200):
+        query, key, value = (torch.randn(1, 2, length, 8, requires_grad=True) for _ in range(3))
+        node = attend_in_blocks(query, key, value, None).grad_fn
+        seen |= {one.shape[1] for one in getattr(node, "saved_tensors")[:3]}  # noqa: B009
+    assert len(seen) == 7
+
+
 @each
 def test_fresh_weights_depend_on_the_seed_alone(architecture: str) -> None:
     section = SECTIONS[architecture]

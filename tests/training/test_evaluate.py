@@ -1,7 +1,10 @@
 """Figures of held-out text against transformers' model run on one document after the other."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from lmloop.data.quarantine import Quarantine
 from lmloop.models.base import LanguageModel
 from lmloop.models.build import build_model
 from lmloop.preset.schema import DataSection, ModelSection
+from lmloop.processes import Place, Processes
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.evaluate import Evaluation, HeldOut, evaluate, held_out
 from tests.generation.fakes import tokenizer_of
@@ -144,6 +148,36 @@ def test_a_stop_leaves_at_once_and_the_model_is_as_it_was() -> None:
     assert model.training
     # Dropout is off in an evaluation, wherever it is made.
     assert measured(model, data) == measured(model, data) == measured(model.eval(), data)
+
+
+class _Rank(Processes):
+    """One of several processes, here threads."""
+
+    def __init__(self, rank: int, said: list[Any], everybody: threading.Barrier) -> None:
+        super().__init__(Place(rank, len(said), rank, len(said)))
+        self.said, self.everybody = said, everybody
+
+    def gather(self, value: Any) -> list[Any]:
+        self.said[self.rank] = value
+        self.everybody.wait(30)
+        return list(self.said)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 20])
+def test_ranks_deal_the_batches_and_have_them_in_order(world: int) -> None:
+    tokenizer = tokenizer_of(ALPHABET)
+    sources = [MemorySource(name, texts(9, seed)) for name, seed in (("a", 1), ("b", 2))]
+    data = held_out(sources, tokenizer, length=32, rows=2, max_tokens=None)
+    models = [tiny(tokenizer) for _ in range(world)]
+    said: list[Any] = [None] * world
+    everybody = threading.Barrier(world)
+
+    def of_rank(rank: int) -> Evaluation | None:
+        return evaluate(models[rank], data, CPU, autocast=False, processes=_Rank(rank, said, everybody))
+
+    with ThreadPoolExecutor(world) as pool:
+        found = list(pool.map(of_rank, range(world)))
+    assert found == [measured(models[0], data)] * world  # to the bit
 
 
 def test_nothing_to_evaluate_is_no_evaluation() -> None:
