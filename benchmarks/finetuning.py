@@ -31,8 +31,8 @@ from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from benchmarks import ours
 from benchmarks.interleave import Measured, in_turns, ratio
-from benchmarks.nanogpt import quiet
 from lmloop.hardware import this_machine
 from lmloop.models.from_transformers import quiet as silent
 
@@ -202,8 +202,6 @@ def write_chats(path: Path, pairs: Pairs, base: Path) -> int:
 def _ours(job: Job) -> Run:
     """`lmloop train` of the job."""
     preset = {
-        "name": "lora",
-        "output_dir": job.folder,
         "model": {"pretrained": job.base, "seq_length": job.length},
         "adapter": {"rank": job.rank, "alpha": job.alpha, "dropout": job.dropout, "target_modules": job.targets},
         "data": {
@@ -227,11 +225,7 @@ def _ours(job: Job) -> Run:
         },
         "generation": {"questions": 0, "max_new_tokens": 1},
     }
-    path = Path(f"{job.folder}.json")
-    path.write_text(json.dumps(preset))
-    quiet([sys.executable, "-m", "lmloop.cli", "train", str(path), "--json"])
-    lines = [json.loads(line) for line in (Path(job.folder) / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["step"]]
+    steps = [line for line in ours.train(preset, Path(job.folder)).metrics if line["step"]]
     return Run([0.0, *(line["elapsed_s"] for line in steps)], [line["loss"] for line in steps], steps[-1]["memory_bytes"])
 
 

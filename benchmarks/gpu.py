@@ -9,7 +9,6 @@ It asks nothing of any registry.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -22,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ours
 from benchmarks.interleave import in_turns, ratio
 from benchmarks.nanogpt import NanoGPT, quiet
 from lmloop.hardware import this_machine
@@ -78,24 +78,20 @@ def main() -> int:
     return 0
 
 
-def _preset(name: str, size: str, model: dict[str, int], **sections: Any) -> dict[str, Any]:
+def _preset(size: str, model: dict[str, int], **sections: Any) -> dict[str, Any]:
     train = {"per_gpu_batch_size": ROWS[size], **sections.pop("train")}
-    return {"name": name, "model": {"architecture": "gpt2", "norm_eps": 1e-5, **model}, "train": train, **sections}
+    return {"model": {"architecture": "gpt2", "norm_eps": 1e-5, **model}, "train": train, **sections}
 
 
 def _plan(folder: Path) -> Mapping[str, float]:
     preset = _preset(
-        "large",
         "124 M",
         LARGE,
         tokenizer={"type": "bpe", "vocab_size": 50_304},
         data={"sources": ["python_stdlib"]},
         train={"max_steps": 1_000},
     )
-    path = folder / "large.json"
-    path.write_text(json.dumps(preset))
-    answer = json.loads(quiet([sys.executable, "-m", "lmloop.cli", "plan", str(path), "--json"]))
-    return {"tokens_per_s": answer["tokens_per_s"]}
+    return {"tokens_per_s": ours.plan(preset, folder / "large")["tokens_per_s"]}
 
 
 def _bench(peer: NanoGPT) -> Mapping[str, float]:
@@ -105,20 +101,15 @@ def _bench(peer: NanoGPT) -> Mapping[str, float]:
     return {"tokens_per_s": ROWS["124 M"] * LARGE["seq_length"] * 1e3 / float(found.group(1))}
 
 
-def _train(run: Path, text: Path, steps: int) -> Mapping[str, float]:
+def _train(folder: Path, text: Path, steps: int) -> Mapping[str, float]:
     preset = _preset(
-        "small",
         "10.65 M",
         {**SMALL},
         tokenizer={"type": "char"},
         data={"sources": [{"type": "files", "path": str(text.resolve())}]},
         train={"max_steps": steps, "log_every_steps": 1, "eval_tokens": 2_000, "sample_every_steps": 0},
     )
-    path = run.with_suffix(".json")
-    path.write_text(json.dumps({**preset, "output_dir": str(run)}))
-    quiet([sys.executable, "-m", "lmloop.cli", "train", str(path), "--json"])
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {"tokens_per_s": statistics.median([line["tokens_per_s"] for line in lines if line["tokens_per_s"]][WARM_UP:])}
+    return {"tokens_per_s": statistics.median(ours.train(preset, folder).speeds[WARM_UP:])}
 
 
 def _recipe(peer: NanoGPT, steps: int) -> Mapping[str, float]:

@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ours
 from benchmarks.interleave import Measured, in_turns
 from lmloop.hardware import this_machine
 from tests.data.hub_child import child_environment
@@ -48,7 +48,7 @@ timed("arithmetic", lmloop.training.gradients.Gradients, "of")
 timed("arithmetic", lmloop.training.parallel.Alone, "clip")
 timed("arithmetic", torch.optim.AdamW, "step")
 timed("save", lmloop.training.snapshot.Snapshots, "save")
-status = main(["train", sys.argv[1], "--json"])
+status = main(sys.argv[1:])
 print(json.dumps({"arithmetic": spent["arithmetic"], "save": spent["save"] / calls["save"]}))
 sys.exit(status)
 """
@@ -95,21 +95,14 @@ def _side(folder: Path, size: str, source: dict[str, Any], steps: int, environme
     def run(number: int) -> Mapping[str, float]:
         name = f"{size}-{source['type']}-{number}".replace(" ", "")
         preset = {
-            "name": name,
-            "output_dir": str(folder / name),
             "model": SHAPES[size],
             "tokenizer": {"type": "char"},
             "data": {"sources": [source]},
             "train": {"max_steps": steps, "per_gpu_batch_size": 12, "eval_tokens": 2_000, "sample_every_steps": 0},
         }
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps(preset))
-        done = subprocess.run([sys.executable, "-c", TIMED, str(path)], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-        timed = json.loads(done.stdout.splitlines()[-1])
-        record = json.loads((folder / name / "run.json").read_text())
-        phases = record["sessions"][-1]["phases"]
+        done = ours.train(preset, folder / name, program=("-c", TIMED), environment=environment)
+        timed = json.loads(done.printed.splitlines()[-1])
+        phases = done.record["sessions"][-1]["phases"]
         steps_s = phases["train"] + phases["data"]
         return {
             "loop": (phases["train"] - timed["arithmetic"]) / steps_s,

@@ -8,7 +8,6 @@ last weights and is evaluated afterwards. Both are then measured on the whole la
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -19,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ours
 from benchmarks.interleave import Measured, in_turns, ratio
-from benchmarks.nanogpt import NanoGPT, quiet
+from benchmarks.nanogpt import NanoGPT
 from lmloop.hardware import this_machine
 from lmloop.preset.reading import presets_folder
 
@@ -49,8 +49,8 @@ def main() -> int:
     options = parser.parse_args()
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        peer, ours = NanoGPT(options.nanogpt, options.text, Path(folder)), Ours(options.text, Path(folder))
-        sides = {"nanoGPT": lambda number: peer_round(peer), "lmloop": ours.run}
+        peer, own = NanoGPT(options.nanogpt, options.text, Path(folder)), Ours(options.text, Path(folder))
+        sides = {"nanoGPT": lambda number: peer_round(peer), "lmloop": own.run}
         measured = in_turns(sides, options.rounds, console.print)
     _show(measured, options.text.name)
     return 0
@@ -74,26 +74,17 @@ class Ours:
         self.validation.write_text(content[cut:], encoding="utf-8")
 
     def run(self, number: int) -> Mapping[str, float]:
-        run = self.folder / f"run-{number}"
         preset = {
             "extends": str(presets_folder().resolve() / "tiny_fast.yaml"),
-            "name": "time_to_loss",
-            "output_dir": str(run),
             "data": {
                 "sources": [{"type": "files", "path": str(self.train)}],
                 "validation": [{"type": "files", "path": str(self.validation)}],
             },
             "train": {"seed": number, "eval_tokens": 2_000},
         }
-        path = self.folder / f"preset-{number}.json"
-        path.write_text(json.dumps(preset))
-        started = time.perf_counter()
-        quiet([sys.executable, "-m", "lmloop.cli", "train", str(path), "--json"])
-        seconds = time.perf_counter() - started
-        whole = ["--data", str(self.validation), "--checkpoint", "newest", "--json"]
-        answer = json.loads(quiet([sys.executable, "-m", "lmloop.cli", "evaluate", str(run), *whole]))
-        parts = json.loads((run / "run.json").read_text())["parameters"]
-        return {"seconds": seconds, "loss": answer["cross_entropy"], "parameters": parts["total"]}
+        run = ours.train(preset, self.folder / f"run-{number}")
+        loss = ours.evaluate(run.folder, self.validation)["cross_entropy"]
+        return {"seconds": run.seconds, "loss": loss, "parameters": run.record["parameters"]["total"]}
 
 
 def _show(measured: Mapping[str, Measured], text: str) -> None:

@@ -9,7 +9,6 @@ compared is its median step, everything included that happens between two steps.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,8 +20,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import ours
 from benchmarks.interleave import Measured, in_turns, ratio
-from benchmarks.nanogpt import NanoGPT, quiet
+from benchmarks.nanogpt import NanoGPT
 from lmloop.hardware import this_machine, use_machine
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH = 6, 6, 384, 256, 12
@@ -52,10 +52,8 @@ def main() -> int:
     return 0
 
 
-def _ours(text: Path, run: Path, steps: int, precision: str) -> Mapping[str, float]:
+def _ours(text: Path, folder: Path, steps: int, precision: str) -> Mapping[str, float]:
     preset = {
-        "name": "baby_gpt",
-        "output_dir": str(run),
         "model": {
             "architecture": "gpt2",
             "hidden_size": WIDTH,
@@ -79,17 +77,11 @@ def _ours(text: Path, run: Path, steps: int, precision: str) -> Mapping[str, flo
             "sample_every_steps": 0,
         },
     }
-    run.mkdir()
-    path = run.with_suffix(".json")
-    path.write_text(json.dumps(preset))
-    quiet([sys.executable, "-m", "lmloop.cli", "train", str(path), "--json"])
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    speeds = [line["tokens_per_s"] for line in lines if line.get("tokens_per_s")]
-    parameters = json.loads((run / "run.json").read_text())["parameters"]["total"]
+    run = ours.train(preset, folder)
     return {
-        "tokens_per_s": statistics.median(speeds[WARM_UP:]),
-        "loss": statistics.fmean(line["loss"] for line in lines[-5:]),
-        "parameters": parameters,
+        "tokens_per_s": statistics.median(run.speeds[WARM_UP:]),
+        "loss": statistics.fmean(line["loss"] for line in run.metrics[-5:]),
+        "parameters": run.record["parameters"]["total"],
         "peak": _peak(),
     }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from dataclasses import asdict, dataclass
-from functools import partial
+import time
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,37 +17,35 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lmloop.data.corpus import CHARACTERS_PER_TOKEN, open_corpus
-from lmloop.data.quarantine import Quarantine
-from lmloop.data.source import Source
 from lmloop.durable import atomic_write
-from lmloop.hardware import Machine, compiles, pick_precision, this_machine, use_machine
+from lmloop.forecast import FORWARD_SHARE, Speeds, Work, reflections, save_seconds, time_by_part
+from lmloop.hardware import Machine, compiles, memory_in_use_bytes, pick_precision, this_machine, use_machine
 from lmloop.models.build import build_model
 from lmloop.models.loading import parameter_counts, trainable_and_total
-from lmloop.models.pretrained import Pretrained
 from lmloop.objectives.language import LanguageObjective
 from lmloop.optim.build import build_optimizer
+from lmloop.plan_data import Opened, open_data
+from lmloop.plan_speed import time_reading, time_training, time_writing
 from lmloop.preset.reading import LoadedPreset, preset_hash
 from lmloop.preset.schema import Preset
-from lmloop.tokens.build import build_tokenizer
-from lmloop.tokens.mixing import replay_of
-from lmloop.tokens.tokenizer import Tokenizer
+from lmloop.room import CHECKPOINTS, require_room
 from lmloop.training import figures
 from lmloop.training.fitting import most_rows
 from lmloop.training.rehearsal import rehearse, too_large, worst_batch
 from lmloop.training.schedule import Schedule
+from lmloop.training.state import Progress
 from lmloop.training.trainee import Trainee
 
+IMPORTED_S = time.process_time()
+"""What the program took until this module was there: as long as in a run, which imports hardly more."""
+FORMAT = 2
+"""Of a plan that is kept: others are measured anew."""
 MENU_TOKENS = 2_048
 """Tokens of the batch that the menu measures with: a token takes nearly as long as in the full batch."""
 MENU_CHARACTERS = 320
 """Rows of a character vocabulary whose text was not read: 256 bytes and some letters."""
 MEASURED_AFTER_S = 60.0
 """Seconds of training after which a session's own speed replaces the probe's."""
-SAMPLE_CHARACTERS = 2_000_000
-"""How much text is read to estimate the size of an epoch."""
-CHECKPOINTS = 5
-"""On the disk at the most: the current one, two before it, the best, and the one being written."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,20 @@ class Plan:
     memory_by_part: dict[str, int]
     disk_bytes: int
     tokens_per_s: float
+    """Trained tokens; waiting for data and the optimizer are included, and where rows change their length it is the mean."""
+    read_tokens_per_s: float
+    """In an evaluation."""
+    written_tokens_per_s: float
+    """Of one sample."""
+    steps: int
     tokens: int
     """Trained tokens of the run."""
     seconds: float
+    """Of the whole run, from the start of the program to its end."""
+    time_by_part: dict[str, float]
+    """What they are made of; see `forecast.time_by_part`."""
+    notices: list[str] = field(default_factory=list)
+    """What could not be looked at, a line each."""
 
     def as_dict(self) -> dict[str, Any]:
         """As `plan --json` prints it."""
@@ -72,14 +83,19 @@ class Plan:
 
 
 def this_plan(loaded: LoadedPreset) -> Plan:
-    """Measure the preset on this machine: some seconds of its worst batch, with a model that is thrown away."""
+    """Measure the preset on this machine: some seconds of its own data, with a model that is thrown away."""
     preset = loaded.preset
-    sources = _sources(preset)
-    tokenizer = _tokenizer(preset, sources)
-    vocab_size = tokenizer.vocab_size if tokenizer else preset.tokenizer.vocab_size
-    packed = sources is None or len(sources) > 1 or sources[0].parents() is None or len(sources[0].parents() or []) > 1
-    plan = _measure(preset, vocab_size, packed=packed, at_least_s=2.0, tokens=_run_tokens(preset, sources, tokenizer))
-    _remember(preset, plan)
+    use_machine(this_machine(), preset.train.threads)
+    opened = open_data(preset, _schedule(preset))
+    if isinstance(opened, str):
+        plan = _measure(preset, preset.tokenizer.vocab_size, at_least_s=4.0, notices=[opened])
+    else:
+        try:
+            vocab_size, notices = opened.tokenizer.vocab_size, opened.notices
+            plan = _measure(preset, vocab_size, opened=opened, at_least_s=4.0, notices=notices)
+        finally:
+            opened.feed.close()
+    _write_cache(preset, plan.as_dict())
     return plan
 
 
@@ -96,15 +112,14 @@ def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, 
         if known is None:
             with console.status(f"measuring this machine (once): {preset.name} ..."):
                 try:
-                    tokens = _run_tokens(preset, None, None)
                     vocab_size = MENU_CHARACTERS if preset.tokenizer.type == "char" else preset.tokenizer.vocab_size
                     rows = max(MENU_TOKENS // preset.model.seq_length, 1)
-                    plan = _measure(preset, vocab_size, packed=True, at_least_s=0.3, tokens=tokens, at_most_rows=rows)
+                    plan = _measure(preset, vocab_size, at_least_s=0.3, at_most_rows=rows)
                 except (RuntimeError, ValueError) as error:  # out of memory, a length that does not fit
                     lines[loaded.path] = str(error).splitlines()[0][:80]
                     continue
-            _remember(preset, plan)
             known = plan.as_dict()
+            _write_cache(preset, known)
         lines[loaded.path] = forecast_line(known["tokens"], known["seconds"])
     return lines
 
@@ -129,88 +144,37 @@ def print_plan(plan: Plan) -> None:
         table.add_row("trained", f"{plan.trainable_parameters:,} of them ({share:.2%})")
     table.add_row("memory", f"{figures.size(plan.memory_bytes)} ({memory})")
     table.add_row("disk", f"{figures.size(plan.disk_bytes)} of checkpoints")
-    table.add_row("speed", f"{plan.tokens_per_s:,.0f} tokens/s")
+    reads, writes = plan.read_tokens_per_s, plan.written_tokens_per_s
+    written = f", written {writes:,.0f}" if writes else ""
+    table.add_row("speed", f"{plan.tokens_per_s:,.0f} tokens/s (evaluated {reads:,.0f}{written})")
     table.add_row("the run", forecast_line(plan.tokens, plan.seconds))
+    if plan.tokens:
+        shown = [f"{name} {figures.duration(part)}" for name, part in plan.time_by_part.items() if part >= 0.05]
+        table.add_row("", ", ".join(shown))
+    for notice in plan.notices:
+        table.add_row("", notice)
     Console().print(table)
 
 
-def require_room(preset: Preset, vocab_size: int, machine: Machine, *, parts: int = 1) -> None:
-    """Refuse what exceeds the machine's memory by weights, gradients, moments and what enters each block alone.
-
-    parts: in how many the first three are held, each by another process.
-
-    Nothing of it is allocated for that. On a CPU no allocation fails:
-    the kernel would end the process, and others with it, once the memory is touched.
-
-    Raises:
-        ValueError: it does not fit.
-    """
-    size = _size(preset, vocab_size, bf16=pick_precision(preset.train.precision, machine) == "bf16")
-    needed = (size.held + 4 * size.trained) // parts  # gradients are fp32
-    has = figures.size(machine.memory_bytes)
-    if needed > machine.memory_bytes:
-        smaller = "lower model.hidden_size or model.num_layers"
-        if preset.model.pretrained is not None:
-            packs = machine.device != "mps" and not (preset.adapter and preset.adapter.quantize)
-            smaller = "set adapter.quantize 'nf4'" if packs else "take a smaller base"
-        raise ValueError(
-            f"model: {figures.count(size.parameters)} parameters need {figures.size(needed)} for weights, gradients and "
-            f"moments, this machine has {has}: {smaller}"
-        )
-    rows, length = preset.train.rows_at_once(auto=1), preset.model.seq_length
-    stored = 1 if preset.train.activation_checkpointing else size.layers
-    activations = rows * length * size.width * 4 * stored
-    if needed + activations > machine.memory_bytes:
-        raise ValueError(
-            f"train.per_gpu_batch_size {rows}: a batch of rows of {length} tokens does not fit in memory ({has}): "
-            "halve it and double train.accumulation_steps"
-        )
-
-
-def checkpoint_bytes(preset: Preset, vocab_size: int) -> int:
-    """About what a run's folder takes, without building the model."""
-    return CHECKPOINTS * _size(preset, vocab_size).stored
-
-
-@dataclass(frozen=True)
-class _Size:
-    """How large a preset's model is: parameters, those that are trained, bytes of a checkpoint, bytes of weights and moments
-    in memory, width of the residual stream and number of blocks."""
-
-    parameters: int
-    trained: int
-    stored: int
-    held: int
-    width: int
-    layers: int
-
-
-def _size(preset: Preset, vocab_size: int, *, bf16: bool = False) -> _Size:
-    """Without building the model. A base in 4 bits takes half a byte for a number, and as much for its constants as to
-    make that 0.56 (arXiv 2305.14314 has 0.52 with double quantization); its embedding and head stay as they are."""
-    section, adapter = preset.model, preset.adapter
-    with torch.device("meta"):
-        model = build_model(section, vocab_size, seed=0, adapter=adapter, bf16=bf16)
-    trained, parameters = trainable_and_total(model)
-    moments = {"adamw": 2, "muon": 1, "sgd": 1}[preset.train.optimizer]
-    stored = (1 + moments) * 4 * trained
-    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    if adapter is not None and adapter.quantize is not None:
-        blocks = parameter_counts(model)["blocks"] - trained
-        frozen += round(blocks * (0.56 - (frozen / max(parameters - trained, 1))))
-    width, layers = section.hidden_size, section.num_layers
-    if isinstance(model, Pretrained):
-        width, layers = model.head_weight().shape[1], max(len(list(model.blocks())), 1)
-    return _Size(parameters, trained, stored, stored + frozen, width, layers)
-
-
 def _measure(
-    preset: Preset, vocab_size: int, *, packed: bool, at_least_s: float, tokens: int, at_most_rows: int | None = None
+    preset: Preset,
+    vocab_size: int,
+    *,
+    at_least_s: float,
+    opened: Opened | None = None,
+    notices: list[str] | None = None,
+    at_most_rows: int | None = None,
 ) -> Plan:
-    machine, train = this_machine(), preset.train
+    """Build and train the model for a moment: on the data where it is `opened`, else on the worst batch.
+
+    at_most_rows: of one forward pass, where it need not be exact.
+    """
+    machine, train, length = this_machine(), preset.train, preset.model.seq_length
+    start_s = _imports_s() + (opened.seconds if opened else 0.0)
     use_machine(machine, train.threads)
     precision = pick_precision(train.precision, machine)
     require_room(preset, vocab_size, machine)
+    started = time.perf_counter()
     model = build_model(
         preset.model,
         vocab_size,
@@ -221,35 +185,62 @@ def _measure(
     ).to(machine.torch_device)
     model.activation_checkpointing = train.activation_checkpointing
     optimizer = build_optimizer(model, train)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # the weights stay as they are, so that what is written is text as at the beginning
     objective = LanguageObjective()
     trainee: nn.Module = Trainee(model, objective)
-    autocast, length = precision == "bf16", preset.model.seq_length
+    autocast, schedule, packed = precision == "bf16", _schedule(preset), opened is None or opened.packed
     rows = min(train.rows_at_once(auto=train.rows_per_step()), train.rows_per_step())
     try:
-        if train.per_gpu_batch_size == "auto":
-            batch = partial(worst_batch, length=length, vocab_size=vocab_size, packed=packed)
-            rows = most_rows(rows, trainee, objective, batch, machine, autocast=autocast)
-        if compiles(train.compile, machine):
-            trainee = cast(nn.Module, torch.compile(trainee))
+        batch = partial(worst_batch, vocab_size=vocab_size, packed=packed)
+        if train.per_gpu_batch_size == "auto" and at_most_rows is None:
+            rows = most_rows(rows, trainee, objective, partial(batch, length=length), machine, autocast=autocast)
         passes = -(-train.rows_per_step() // rows)
         rows = min(rows, at_most_rows or rows)
-        measured = rehearse(
+        rehearsal = rehearse(trainee, objective, batch(rows, length), machine.torch_device, autocast=autocast)
+        start_s += time.perf_counter() - started
+        if compiles(train.compile, machine):
+            trainee = cast(nn.Module, torch.compile(trainee))
+        pace = time_training(
+            preset,
+            schedule,
             trainee,
-            objective,
-            worst_batch(rows, length, vocab_size, packed=packed),
-            machine.torch_device,
+            optimizer,
+            opened,
+            batch,
+            rows=rows,
+            passes=passes,
             autocast=autocast,
-            optimizer=optimizer,
-            accumulation_steps=passes,
             at_least_s=at_least_s,
         )
+        read_per_s, evaluated = time_reading(preset, model, opened, vocab_size, autocast=autocast, at_least_s=at_least_s / 4)
+        write_s = time_writing(preset, model, opened, autocast=autocast, at_most_s=at_least_s / 4)
     except RuntimeError as error:
         raise too_large(error, rows, length) from None
+    memory_bytes = max(rehearsal.memory_bytes, memory_in_use_bytes(machine.torch_device))
     counts = parameter_counts(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     moments = _tensor_bytes(optimizer.state_dict())
     known = {"weights": weights, "gradients": trained, "optimizer": moments}
+    steps, tokens = _amount(schedule, opened, pace.tokens)
+    parts = time_by_part(
+        preset,
+        Work(
+            steps=steps,
+            evaluated_positions=evaluated,
+            questions=opened.questions if opened else preset.generation.questions,
+            reflections=reflections(preset, schedule, tokens),
+        ),
+        Speeds(
+            start_s=start_s,
+            compile_s=pace.extra_s if compiles(train.compile, machine) else 0.0,
+            update_s=pace.seconds,
+            read_per_s=read_per_s,
+            write_s=write_s,
+            save_s=save_seconds(trained + moments),
+        ),
+    )
     return Plan(
         preset=preset.name,
         machine=machine.describe(),
@@ -257,13 +248,41 @@ def _measure(
         parameters=counts["total"],
         parameters_by_part=counts,
         trainable_parameters=trainable_and_total(model)[0],
-        memory_bytes=measured.memory_bytes,
-        memory_by_part={**known, "activations and program": max(measured.memory_bytes - sum(known.values()), 0)},
+        memory_bytes=memory_bytes,
+        memory_by_part={**known, "activations and program": max(memory_bytes - sum(known.values()), 0)},
         disk_bytes=CHECKPOINTS * (trained + moments),
-        tokens_per_s=round(measured.tokens_per_s, 1),
+        tokens_per_s=round(pace.tokens / pace.seconds, 1),
+        read_tokens_per_s=round(read_per_s, 1),
+        written_tokens_per_s=round(1 / write_s, 1) if write_s else 0.0,
+        steps=steps,
         tokens=tokens,
-        seconds=round(tokens / measured.tokens_per_s, 3),
+        seconds=round(sum(parts.values()), 3) if tokens else 0.0,
+        time_by_part=parts,
+        notices=notices or [],
     )
+
+
+@cache
+def _imports_s() -> float:
+    """What a run takes until everything is imported; the first optimizer of a process imports PyTorch's compiler."""
+    started = time.perf_counter()
+    import torch._dynamo  # noqa: F401
+
+    return IMPORTED_S + time.perf_counter() - started
+
+
+def _schedule(preset: Preset) -> Schedule:
+    length = preset.model.seq_length
+    return Schedule(preset.train, seq_length=length, tokens_per_step=preset.train.rows_per_step() * length)
+
+
+def _amount(schedule: Schedule, opened: Opened | None, update_tokens: float) -> tuple[int, int]:
+    """Updates and trained tokens of the run; 0 where that depends on data that was not opened."""
+    if schedule.unit == "tokens":
+        return math.ceil(schedule.amount / update_tokens), schedule.amount
+    if schedule.unit == "steps":
+        return schedule.amount, round(schedule.amount * update_tokens)
+    return (schedule.amount * opened.steps, schedule.amount * opened.tokens) if opened else (0, 0)
 
 
 def _tensor_bytes(value: Any) -> int:
@@ -276,59 +295,31 @@ def _tensor_bytes(value: Any) -> int:
     return 0
 
 
-def _sources(preset: Preset) -> list[Source] | None:
-    """The training sources, where the plan depends on them: a vocabulary or a budget that the text decides."""
-    if (
-        preset.tokenizer.type != "char"
-        and Schedule(preset.train, seq_length=preset.model.seq_length, tokens_per_step=1).unit != "epochs"
-    ):
-        return None
-    section = preset.data
-    corpus = open_corpus(
-        section,
-        seed=preset.train.seed,
-        eval_tokens=preset.train.eval_tokens,
-        run_dir=None,
-        quarantine=Quarantine(None, section.max_bad_fraction),
+def remaining_line(preset: Preset, schedule: Schedule, progress: Progress, fraction: float, tokens_per_s: float) -> str:
+    """What is left of a run, for its first lines: by the plan of this preset where this machine has one, else by the speed
+    that was just measured; '' where the budget counts epochs and nothing is known."""
+    known = _read_cache().get(_cache_key(preset, this_machine()))
+    if known is not None and known["tokens"]:
+        left = 1.0 - fraction
+        return forecast_line(round(left * known["tokens"]), left * (known["seconds"] - known["time_by_part"]["start"]))
+    tokens = schedule.tokens_left(progress)
+    if not tokens:
+        return ""
+    tokens_per_step = schedule.tokens_per_step
+    steps = math.ceil(tokens / tokens_per_step)
+    parts = time_by_part(
+        preset,
+        Work(steps, progress.run_steps, preset.train.eval_tokens, reflections=reflections(preset, schedule, tokens)),
+        Speeds(
+            start_s=0.0,
+            compile_s=0.0,
+            update_s=tokens_per_step / tokens_per_s,
+            read_per_s=tokens_per_s / FORWARD_SHARE,
+            write_s=0.0,
+            save_s=save_seconds(0),
+        ),
     )
-    return corpus.train
-
-
-def _tokenizer(preset: Preset, sources: list[Source] | None) -> Tokenizer | None:
-    if preset.tokenizer.type == "bpe" or (sources is None and preset.tokenizer.type != "pretrained"):
-        return None  # its size is what the preset says, and training one takes longer than the plan
-    return build_tokenizer(preset.tokenizer, sources or [])
-
-
-def _run_tokens(preset: Preset, sources: list[Source] | None, tokenizer: Tokenizer | None) -> int:
-    """Trained tokens of the run; 0 where that depends on data that was not opened."""
-    per_step = preset.train.rows_per_step() * preset.model.seq_length
-    schedule = Schedule(preset.train, seq_length=preset.model.seq_length, tokens_per_step=per_step)
-    if schedule.unit == "tokens":
-        return schedule.amount
-    if schedule.unit == "steps":
-        return schedule.amount * per_step
-    sources = sources or []
-    replay = replay_of(preset.data, [source.name for source in sources])
-    new = sum(_source_tokens(s, tokenizer) for s, is_old in zip(sources, replay.is_old_S, strict=True) if not is_old)
-    return round(schedule.amount * new / (1.0 - replay.share))
-
-
-def _source_tokens(source: Source, tokenizer: Tokenizer | None) -> int:
-    """Tokens of one pass, extrapolated from its beginning."""
-    characters = documents = 0
-    progress, text = 0.0, ""
-    for document, _ in source.read({}):
-        characters += len(document.text)
-        documents += 1
-        progress = document.progress
-        text = text or document.text[:50_000]
-        if characters >= SAMPLE_CHARACTERS and progress > 0:
-            break
-    else:
-        progress = 1.0
-    rate = CHARACTERS_PER_TOKEN if tokenizer is None else max(len(text), 1) / max(len(tokenizer.encode(text)), 1)
-    return round((characters / rate + documents) / max(progress, 1e-6))
+    return forecast_line(tokens, sum(parts.values()))
 
 
 def remember_speed(preset: Preset, session: dict[str, Any], run_dir: Path) -> None:
@@ -345,7 +336,9 @@ def remember_speed(preset: Preset, session: dict[str, Any], run_dir: Path) -> No
         )
         if speeds:
             speed = speeds[len(speeds) // 2]
-            _write_cache(preset, {**known, "tokens_per_s": speed, "seconds": round(known["tokens"] / speed, 1)})
+            parts = {**known["time_by_part"], "train": round(known["tokens"] / speed, 3)}
+            seconds = round(sum(parts.values()), 3)
+            _write_cache(preset, {**known, "tokens_per_s": speed, "time_by_part": parts, "seconds": seconds})
 
 
 def _cache_path() -> Path:
@@ -353,7 +346,7 @@ def _cache_path() -> Path:
 
 
 def _cache_key(preset: Preset, machine: Machine) -> str:
-    return f"{machine.fingerprint}-{torch.__version__}-{preset_hash(preset)[:16]}"
+    return f"{FORMAT}-{machine.fingerprint}-{torch.__version__}-{preset_hash(preset)[:16]}"
 
 
 def _read_cache() -> dict[str, dict[str, Any]]:
@@ -366,11 +359,11 @@ def _read_cache() -> dict[str, dict[str, Any]]:
 
 
 def _says_how_long(plan: dict[str, Any]) -> bool:
-    return all(type(plan.get(key)) in (int, float) and 0 <= plan[key] < 1e18 for key in ("tokens", "seconds"))
-
-
-def _remember(preset: Preset, plan: Plan) -> None:
-    _write_cache(preset, plan.as_dict())
+    parts = plan.get("time_by_part")
+    if not isinstance(parts, dict) or not {"start", "train"} <= set(parts):
+        return False
+    numbers = [plan.get("tokens"), plan.get("seconds"), *parts.values()]
+    return all(type(number) in (int, float) and 0 <= number < 1e18 for number in numbers)
 
 
 def _write_cache(preset: Preset, entry: dict[str, Any]) -> None:

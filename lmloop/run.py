@@ -18,10 +18,11 @@ from lmloop.models.pretrained import Pretrained
 from lmloop.objectives.language import LanguageObjective
 from lmloop.opening import base_together, held_out_together, open_feed, open_together, tokenizer_together
 from lmloop.optim.build import build_optimizer
-from lmloop.plan import forecast_line, remember_speed, require_room
+from lmloop.plan import remaining_line, remember_speed
 from lmloop.preset.reading import LoadedPreset, preset_hash, resolved
 from lmloop.preset.schema import Preset
 from lmloop.processes import ALONE, Processes, launched
+from lmloop.room import require_room
 from lmloop.tokens.conversations import open_chats
 from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.adapter_folder import leave_adapter
@@ -280,7 +281,7 @@ class _Run:
             progress=progress,
             notice=self.reporter.notice,
         )
-        left = self.schedule.tokens_left(progress)
+        fraction = self.schedule.fraction(progress, parts.contents.feed.progress)
         tokens_per_s = world * measured.tokens_per_s
         together = f", {world} processes" if world > 1 else ""
         trainable, total = trainable_and_total(parallel.model)
@@ -288,7 +289,7 @@ class _Run:
             {
                 "preset": self.preset.name,
                 "step": progress.step,
-                "fraction": self.schedule.fraction(progress, parts.contents.feed.progress),
+                "fraction": fraction,
                 "run": str(self.run_dir),
                 "machine": f"{self.machine.describe()}, {self.precision}{together}",
                 "parameters": total,
@@ -296,7 +297,7 @@ class _Run:
                 "sources": parts.contents.feed.source_names,
                 "memory_bytes": measured.memory_bytes,
                 "tokens_per_s": tokens_per_s,
-                "forecast": forecast_line(left, left / tokens_per_s) if left else "",
+                "forecast": remaining_line(self.preset, self.schedule, progress, fraction, tokens_per_s),
             }
         )
 

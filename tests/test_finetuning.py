@@ -19,8 +19,9 @@ from lmloop.export.export import export_run
 from lmloop.hardware import Machine
 from lmloop.models.adapters import CONFIG_FILE, WEIGHTS_FILE, keep_as_packed
 from lmloop.models.loading import trainable_and_total
-from lmloop.plan import require_room, this_plan
+from lmloop.plan import this_plan
 from lmloop.preset.reading import load_preset
+from lmloop.room import require_room
 from lmloop.trained import load_trained
 from lmloop.training.checkpoint import CheckpointStore
 from lmloop.use import chat_with_run, evaluate_run, generate_from_run

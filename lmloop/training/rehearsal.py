@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,47 +53,88 @@ def too_large(error: RuntimeError, rows: int, length: int) -> Exception:
     )
 
 
-def rehearse(
-    trainee: nn.Module,
-    objective: Objective,
-    batch: Batch,
-    device: torch.device,
-    *,
-    autocast: bool,
-    optimizer: Optimizer | None = None,
-    accumulation_steps: int = 1,
-    at_least_s: float = 0.0,
-) -> Rehearsal:
-    """Forward and backward on `batch`, after one such pass to warm up; repeated until `at_least_s` is over.
-
-    With an optimizer whole updates are made, of `accumulation_steps` passes each: for a model that is thrown away.
-    Without one, weights, gradients and random numbers are as before.
-    """
+def rehearse(trainee: nn.Module, objective: Objective, batch: Batch, device: torch.device, *, autocast: bool) -> Rehearsal:
+    """Forward and backward on `batch`, after once to warm up. Weights, gradients and random numbers are as before."""
     batch = batch.to(device)
     saved = rng_state(device)
-    counts = objective.counts(batch)
-
-    def update() -> None:
-        for _ in range(accumulation_steps):
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                terms = trainee(batch)
-            total_loss(terms, counts).backward()
-        if optimizer is not None:
-            nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-            optimizer.step()
-        for parameter in trainee.parameters():
-            parameter.grad = None
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    update()
-    started, updates = time.perf_counter(), 0
-    while not updates or time.perf_counter() - started < at_least_s:
-        update()
-        updates += 1
-    seconds = time.perf_counter() - started
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        _add_gradients(trainee, objective, [batch], device, autocast=autocast)
+        _forget_gradients(trainee)
+        seconds = _until_done(device) - started
     memory_bytes = memory_in_use_bytes(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # what comes after is to be seen by itself
     set_rng_state(saved, device)
-    return Rehearsal(updates * accumulation_steps * batch.trained_tokens / seconds, memory_bytes)
+    return Rehearsal(batch.trained_tokens / seconds, memory_bytes)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a model is trained: of one update the seconds, the trained tokens and the positions, padding included.
+
+    extra_s: how much longer the first update took, in which a compiled model is compiled.
+    """
+
+    seconds: float
+    tokens: float
+    positions: float
+    extra_s: float
+
+
+def time_updates(
+    trainee: nn.Module,
+    objective: Objective,
+    optimizer: Optimizer,
+    next_step: Callable[[], list[Batch]],
+    device: torch.device,
+    *,
+    autocast: bool,
+    at_least_s: float,
+) -> Pace:
+    """Whole updates, for a model that is thrown away: one to warm up, then more until `at_least_s` is over.
+
+    next_step: the micro-batches of the next one, as a feed gives them; waiting for them counts.
+    """
+    started = time.perf_counter()
+    began, seconds, updates, tokens, positions = started, 0.0, -1, 0, 0
+    while updates < 1 or seconds < at_least_s:
+        batches = next_step() or next_step()  # [] once, where an epoch ends
+        _add_gradients(trainee, objective, batches, device, autocast=autocast)
+        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        optimizer.step()
+        _forget_gradients(trainee)
+        now = _until_done(device)
+        updates += 1
+        if updates == 0:  # that was to warm up
+            began = now
+            continue
+        seconds = now - began
+        tokens += sum(batch.trained_tokens for batch in batches)
+        positions += sum(batch.tokens_BT.numel() for batch in batches)
+    extra_s = max(began - started - seconds / updates, 0.0)
+    return Pace(seconds / updates, tokens / updates, positions / updates, extra_s)
+
+
+def _add_gradients(
+    trainee: nn.Module, objective: Objective, batches: Sequence[Batch], device: torch.device, *, autocast: bool
+) -> None:
+    counts = [objective.counts(batch) for batch in batches]
+    together = {name: sum(count[name] for count in counts) for name in counts[0]}
+    for batch in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            terms = trainee(batch.to(device))
+        total_loss(terms, together).backward()
+
+
+def _forget_gradients(trainee: nn.Module) -> None:
+    for parameter in trainee.parameters():
+        parameter.grad = None
+
+
+def _until_done(device: torch.device) -> float:
+    """The time when the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from lmloop.preset.schema import TOKENS_PER_RUN, Ramp, Stage, TrainSection
 from lmloop.training.state import Progress
 
+RAMP_STEPS = 3
+"""Lengths that stand for a ramp where it is forecast how long a run takes."""
+
 
 @dataclass(frozen=True)
 class StageSpan:
@@ -95,6 +98,21 @@ class Schedule:
                 return ramp.end
             return max(int(grown) // ramp.multiple_of * ramp.multiple_of, ramp.start)
         return self.stages[self.stage(progress, fraction)].length if self.stages else self.seq_length
+
+    def shares(self) -> dict[int, float]:
+        """The row lengths of the run, each with the share of the updates that have it; a ramp as a few steps of it."""
+        ramp = self.section.sequence_schedule
+        if isinstance(ramp, Ramp):
+            step = ramp.until / RAMP_STEPS
+            spans = [(self.length(Progress(), (number + 0.5) * step), step) for number in range(RAMP_STEPS)]
+            spans.append((ramp.end, 1.0 - ramp.until))
+        else:
+            starts = [0.0, *(stage.end for stage in self.stages)]
+            spans = [(stage.length, stage.end - start) for stage, start in zip(self.stages, starts, strict=False)]
+        shares: dict[int, float] = {}
+        for length, share in spans or [(self.seq_length, 1.0)]:
+            shares[length] = shares.get(length, 0.0) + share
+        return {length: share for length, share in shares.items() if share > 0.0}
 
     def rate_factor(self, progress: Progress, fraction: float) -> float:
         """Learning rate of the next step as a share of the peak."""

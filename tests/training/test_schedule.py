@@ -112,6 +112,28 @@ def test_plain_lengths_share_the_budget() -> None:
     assert lengths(schedule(seq_length=4, max_steps=4, sequence_schedule=[1, 4]), 4) == [1, 1, 4, 4]
 
 
+@pytest.mark.parametrize(
+    "schedule_of",
+    [
+        [1, 4],
+        [{"length": 1, "tokens": 200}, {"length": 16, "tokens": 600}],
+        {"start": 8, "end": 64, "until": 0.6, "multiple_of": 8},
+        {"start": 8, "end": 64, "until": 1.0},
+        None,
+    ],
+    ids=str,
+)
+def test_the_share_of_each_length(schedule_of: object) -> None:
+    budget = {} if isinstance(schedule_of, list) and isinstance(schedule_of[0], dict) else {"max_steps": 1_000}
+    plan = schedule(seq_length=64, tokens_per_step=1, sequence_schedule=schedule_of, **budget)
+    shares = plan.shares()
+    assert sum(shares.values()) == pytest.approx(1.0)
+    found = lengths(plan, 1_000 if budget else 800)
+    mean = sum(length * share for length, share in shares.items())
+    assert mean == pytest.approx(sum(found) / len(found), rel=0.06)  # of a ramp there are steps
+    assert set(shares) <= set(found)
+
+
 def test_a_ramp_grows_to_its_end() -> None:
     found = lengths(
         schedule(seq_length=64, max_steps=10, sequence_schedule={"start": 1, "end": 64, "until": 0.5, "multiple_of": 8}), 10
