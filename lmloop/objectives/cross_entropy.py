@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LOGITS_BYTES = 2**25
 """Memory that the fp32 logits of one chunk may take."""
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 64, 2_048
+
+ROWS_STEP = 64
+"""A chunk is filled up to a multiple of so many positions: where the number of trained ones varies, as in conversations,
+oneDNN would compile and keep the products of every number there is, half a megabyte and more of each."""
 
 
 def chunk_rows(vocab_size: int) -> int:
@@ -77,9 +81,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden_ND.new_zeros((), dtype=sum_dtype)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             product_weight_VD = weight_VD.to(dtype)
-            for index_C in weights_N.nonzero()[:, 0].split(chunk):
-                hidden_CD = hidden_ND[index_C].to(dtype)
-                targets_C, weights_C = targets_N[index_C], weights_N[index_C].to(sum_dtype)
+            for index in weights_N.nonzero()[:, 0].split(chunk):
+                filling = min(-len(index) % ROWS_STEP, chunk - len(index))  # positions of weight 0
+                hidden_CD = nn.functional.pad(hidden_ND[index].to(dtype), (0, 0, 0, filling))
+                targets_C = nn.functional.pad(targets_N[index], (0, filling))
+                weights_C = nn.functional.pad(weights_N[index].to(sum_dtype), (0, filling))
                 # One fused kernel; a separate logsumexp, difference and exponential take twice its time on a CPU.
                 log_probabilities_CV = torch.log_softmax(_logits(hidden_CD, product_weight_VD), dim=-1)
                 picked_C = log_probabilities_CV.gather(1, targets_C[:, None])[:, 0]
@@ -87,10 +93,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if hidden_grad is None and weight_grad is None:
                     continue
                 gradient_CV = log_probabilities_CV.exp_()  # softmax, in the same memory
-                gradient_CV.scatter_add_(1, targets_C[:, None], gradient_CV.new_full((len(index_C), 1), -1.0))
+                gradient_CV.scatter_add_(1, targets_C[:, None], gradient_CV.new_full((len(targets_C), 1), -1.0))
                 gradient_CV = gradient_CV.mul_(weights_C[:, None]).to(dtype)
                 if hidden_grad is not None:
-                    hidden_grad[index_C] = (gradient_CV @ product_weight_VD).to(hidden_grad.dtype)
+                    hidden_grad[index] = (gradient_CV @ product_weight_VD)[: len(index)].to(hidden_grad.dtype)
                 if weight_grad is not None:
                     if dtype == weight_grad.dtype:
                         weight_grad.addmm_(gradient_CV.T, hidden_CD)

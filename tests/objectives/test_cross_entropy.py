@@ -117,6 +117,18 @@ def test_logits_of_the_whole_batch_are_never_held() -> None:
     assert plain.numel == 1_000 * 500  # what the measure shows where they are held
 
 
+def test_any_number_of_trained_positions_makes_few_shapes() -> None:
+    """Of products: oneDNN compiles each shape anew."""
+    generator, positions, vocab = torch.Generator().manual_seed(0), 200, 500
+    hidden_ND, weight_VD = (torch.randn(n, 4, generator=generator, requires_grad=True) for n in (positions, vocab))
+    targets_N, rows = torch.randint(vocab, (positions,), generator=generator), set[int]()
+    for trained in range(1, positions):
+        with LargestTensor() as largest:
+            linear_cross_entropy(hidden_ND, weight_VD, targets_N, (torch.arange(positions) < trained).float(), 1_000)
+        rows.add(largest.numel // vocab)
+    assert rows == {64, 128, 192, 256}
+
+
 def test_a_chunk_of_logits_fits_its_memory() -> None:
     for vocab_size in (256, 8_192, 32_000, 128_256, 10**6):
         rows = chunk_rows(vocab_size)
