@@ -77,10 +77,6 @@ class NanoGPT:
         """The time of each step that was printed (`--log_interval=1`), in milliseconds."""
         return [float(match) for match in re.findall(r"^iter \d+: .*time ([0-9.]+)ms", printed, re.MULTILINE)]
 
-    def losses(self, printed: str) -> list[float]:
-        """The training loss of each of these steps."""
-        return [float(match) for match in re.findall(r"^iter \d+: loss ([0-9.]+)", printed, re.MULTILINE)]
-
     def score(self) -> dict[str, float]:
         """`loss` on the whole validation part in rows of the block size, and `parameters`, of what `train` has left."""
         checkpoint, data = self.checkout / "out" / "ckpt.pt", self.data / "val.bin"

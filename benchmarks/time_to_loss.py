@@ -67,11 +67,8 @@ class Ours:
     """The preset, each round with a seed of its own and in a folder of its own."""
 
     def __init__(self, text: Path, folder: Path) -> None:
-        content = text.read_text(encoding="utf-8")
-        cut = int(len(content) * 0.9)  # where nanoGPT cuts
-        self.folder, self.train, self.validation = folder, folder / "train.txt", folder / "validation.txt"
-        self.train.write_text(content[:cut], encoding="utf-8")
-        self.validation.write_text(content[cut:], encoding="utf-8")
+        self.folder = folder
+        self.train, self.validation = ours.nine_tenths(text, folder)
 
     def run(self, number: int) -> Mapping[str, float]:
         preset = {
