@@ -500,7 +500,8 @@ def several_processes(folder: Path, *, timed: int, in_saves: int, seed: int = 0)
             if kill:
                 time.sleep(delay_s)
                 going.signal(signal.SIGKILL, *kill)
-            ended = going.wait(30.0)  # the one that is left ends by itself
+            # The one that is left ends by itself, after a minute if the first one is gone before they have met.
+            ended = going.wait(120.0)
             result.cases += 1
             result.note("killed" if -signal.SIGKILL in ended.statuses else "ended before the kill")
             again = ranks_harness.start(case).wait()
