@@ -295,9 +295,14 @@ def _tensor_bytes(value: Any) -> int:
     return 0
 
 
-def remaining_line(preset: Preset, schedule: Schedule, progress: Progress, fraction: float, tokens_per_s: float) -> str:
+def remaining_line(
+    preset: Preset, schedule: Schedule, progress: Progress, fraction: float, tokens_per_s: float, *, answers: bool
+) -> str:
     """What is left of a run, for its first lines: by the plan of this preset where this machine has one, else by the speed
-    that was just measured; '' where the budget counts epochs and nothing is known."""
+    that was just measured; '' where the budget counts epochs and nothing is known.
+
+    answers: only these are trained of a row, and without a plan nobody knows how many tokens that makes.
+    """
     known = _read_cache().get(_cache_key(preset, this_machine()))
     if known is not None and known["tokens"]:
         left = 1.0 - fraction
@@ -319,7 +324,8 @@ def remaining_line(preset: Preset, schedule: Schedule, progress: Progress, fract
             save_s=save_seconds(0),
         ),
     )
-    return forecast_line(tokens, sum(parts.values()))
+    seconds = sum(parts.values())
+    return f"about {figures.duration(seconds)}" if answers else forecast_line(tokens, seconds)
 
 
 def remember_speed(preset: Preset, session: dict[str, Any], run_dir: Path) -> None:

@@ -283,7 +283,7 @@ class _Run:
         )
         fraction = self.schedule.fraction(progress, parts.contents.feed.progress)
         tokens_per_s = world * measured.tokens_per_s
-        together = f", {world} processes" if world > 1 else ""
+        together, chats = f", {world} processes" if world > 1 else "", parts.template is not None
         trainable, total = trainable_and_total(parallel.model)
         self.display.start(
             {
@@ -297,7 +297,7 @@ class _Run:
                 "sources": parts.contents.feed.source_names,
                 "memory_bytes": measured.memory_bytes,
                 "tokens_per_s": tokens_per_s,
-                "forecast": remaining_line(self.preset, self.schedule, progress, fraction, tokens_per_s),
+                "forecast": remaining_line(self.preset, self.schedule, progress, fraction, tokens_per_s, answers=chats),
             }
         )
 

@@ -282,7 +282,7 @@ def spoil(base: Path, how: str) -> None:
         ("no weights", "model.pretrained: ./base holds no weights"),
         ("truncated", "model.safetensors is cut off"),
         ("another architecture", "its weights do not fit its config.json"),
-        ("no tokenizer", "tokenizer.path: base holds no tokenizer"),
+        ("no tokenizer", "tokenizer.path (model.pretrained where it is not set): base holds no tokenizer"),
         ("no folder", "model.pretrained: ./base is not a folder"),
         ("a run", "is a run's folder: make a base of it with `lmloop export"),
     ],

@@ -116,12 +116,15 @@ def test_rows_of_several_lengths_are_all_measured(here: Path) -> None:
 def test_what_is_left_of_a_run_is_that_of_its_plan(here: Path) -> None:
     preset = loaded(here).preset
     schedule = Schedule(preset.train, seq_length=16, tokens_per_step=64)
-    unknown = remaining_line(preset, schedule, Progress(), 0.0, 64.0)
+    unknown = remaining_line(preset, schedule, Progress(), 0.0, 64.0, answers=False)
+    assert remaining_line(preset, schedule, Progress(), 0.0, 64.0, answers=True) == unknown.partition(", ")[2]
     assert unknown.startswith("384 tokens, about ")  # six updates of a second, and the evaluations
     plan = this_plan(loaded(here))
     rest = plan.seconds - plan.time_by_part["start"]
-    assert remaining_line(preset, schedule, Progress(), 0.0, 64.0) == forecast_line(384, rest)
-    assert remaining_line(preset, schedule, Progress(step=3, tokens=192), 0.5, 64.0) == forecast_line(192, rest / 2)
+    assert remaining_line(preset, schedule, Progress(), 0.0, 64.0, answers=False) == forecast_line(384, rest)
+    assert remaining_line(preset, schedule, Progress(step=3, tokens=192), 0.5, 64.0, answers=False) == forecast_line(
+        192, rest / 2
+    )
 
 
 def test_what_a_session_has_made_replaces_the_probe(here: Path) -> None:

@@ -31,14 +31,17 @@ class Budget:
     passes_by_source: dict[str, float | None]
 
 
-def tokens_per_step(preset: Preset) -> int:
-    """Trained tokens of a full update, in one process."""
-    return preset.train.rows_per_step(1) * preset.model.seq_length
+def tokens_per_step(preset: Preset, parts: Sequence[PartCounts]) -> int:
+    """Trained tokens of a full update, in one process: rows are full of those of texts, but not of answers."""
+    rows, length = preset.train.rows_per_step(1), preset.model.seq_length
+    read = sum(part.rows for part in parts)
+    full = (part.rows * length if part.trained_tokens == part.tokens else part.trained_tokens for part in parts)
+    return max(1, round(rows * sum(full) / read)) if read else rows * length
 
 
 def budget_of(preset: Preset, parts: Sequence[PartCounts]) -> Budget:
     """The budget against the training parts of all sources."""
-    per_step = tokens_per_step(preset)
+    per_step = tokens_per_step(preset, parts)
     schedule = Schedule(preset.train, seq_length=preset.model.seq_length, tokens_per_step=per_step)
     names = [part.source for part in parts]
     sizes = [_size(part) for part in parts]

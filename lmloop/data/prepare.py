@@ -46,6 +46,8 @@ def prepare(inputs: Sequence[str], out: str, *, split: str = "80/10/10", overwri
     """
     _, validation, test = read_shares(split)
     folder, own_names = absolute(out), [*(f"{part}.jsonl" for part in PARTS), BAD_ROWS]
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {out}: is a file, name a folder")
     there = [name for name in own_names if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"--out {out} has {', '.join(there)} already: name another folder, or add --overwrite")

@@ -80,11 +80,12 @@ def _section(config: Any) -> ModelSection | None:
 
 def _weight(module: nn.Module) -> Tensor | None:
     """A module's only tensor in fp32, with what a plain LoRA adds to it; None where it has others."""
-    from lmloop.models.lora_layers import Linear
+    if [name for name, _ in module.named_parameters()] == ["weight"]:
+        return module.get_parameter("weight").detach().float()
+    from lmloop.models.lora_layers import Linear  # here, so that a model without an adapter does not load peft
 
     if not isinstance(module, Linear):
-        names = [name for name, _ in module.named_parameters()]
-        return module.get_parameter("weight").detach().float() if names == ["weight"] else None
+        return None
     base = module.get_base_layer()
     if type(base) is not nn.Linear or base.bias is not None or not module.is_plain:
         return None

@@ -17,6 +17,7 @@ from lmloop.tokens.tokenizer import END_OF_TEXT, PAD, Tokenizer
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _SPARE = ("<|finetune_right_pad_id|>", PAD, "<pad>", "[PAD]", "<|padding|>", "<|PAD_TOKEN|>")
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_KEY = "tokenizer.path (model.pretrained where it is not set)"
 _KEPT = (*_NAMED, "model_max_length", "chat_template")
 
 
@@ -30,7 +31,7 @@ def read_pretrained(path: str, revision: str | None) -> Tokenizer:
     if folder.is_dir():
         return read_folder(folder)
     if folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ValueError(f"tokenizer.path: {path} is not a folder: name one that holds tokenizer.json, or a hub id")
+        raise ValueError(f"{_KEY}: {path} is not a folder: name one that holds tokenizer.json, or a hub id")
 
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -51,7 +52,7 @@ def read_pretrained(path: str, revision: str | None) -> Tokenizer:
         return _read(path, fetch, revision)
     except (OSError, ValueError) as error:
         reason = why_not or one_line(error, 200)
-        raise ValueError(f"tokenizer.path: {path} is no folder here and not to be had from the hub ({reason})") from None
+        raise ValueError(f"{_KEY}: {path} is no folder here and not to be had from the hub ({reason})") from None
 
 
 def read_folder(folder: Path) -> Tokenizer:
@@ -63,7 +64,10 @@ def read_folder(folder: Path) -> Tokenizer:
     try:
         return _read(str(folder), fetch, None)
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer.path: {folder} holds no tokenizer that can be read ({one_line(error, 200)})") from None
+        reason = one_line(error, 200)
+        if not (folder / "tokenizer.json").is_file():
+            reason = "no tokenizer.json, and no vocabulary to make one of: save the tokenizer there too"
+        raise ValueError(f"{_KEY}: {folder} holds no tokenizer that can be read ({reason})") from None
 
 
 def _read(path: str, fetch: Callable[[str], Path | None], revision: str | None) -> Tokenizer:

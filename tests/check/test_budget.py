@@ -75,3 +75,11 @@ def test_nothing_to_train_divides_by_nothing() -> None:
     budget = budget_of(preset({}, max_steps=100), [part("a", 0), part("b", 0)])
     assert budget.passes_by_source == {"a": None, "b": None}
     assert budget_of(preset({"mix_strategy": "sequential"}, epochs=2), [part("a", 0), part("b", 0)]).run_tokens == 0
+
+
+def test_rows_of_conversations_hold_fewer_trained_tokens_than_positions() -> None:
+    chats = PartCounts("a", "train", trained_tokens=900, rows=300, complete=True)  # 3 trained tokens of 10 in a row
+    data = {"sources": SOURCES[:1]}
+    steps, epochs = (budget_of(preset(data, **train), [chats]) for train in ({"max_steps": 60}, {"epochs": 2}))
+    assert (steps.tokens_per_step, steps.run_tokens, steps.passes) == (30, 1_800, pytest.approx(2.0))
+    assert (epochs.run_tokens, epochs.steps) == (1_800, 60)
