@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from lmloop.data.catalog import built_in
-from lmloop.data.corpus import Corpus, open_corpus, trained_sources
+from lmloop.data.corpus import Corpus, trained_sources
 from lmloop.data.quarantine import Quarantine
 from lmloop.data.source import Source, one_line
-from lmloop.opening import base_together, held_out_together, open_feed, tokenizer_together
+from lmloop.opening import base_together, held_out_together, open_feed, open_together, tokenizer_together
 from lmloop.preset.schema import Preset
 from lmloop.preset.sources import HubSource
 from lmloop.processes import ALONE
@@ -75,17 +75,15 @@ def open_data(preset: Preset, schedule: Schedule) -> Opened | str:
 
 def _open(preset: Preset, schedule: Schedule) -> Opened:
     started = time.perf_counter()
-    section, train, length = preset.data, preset.train, preset.model.seq_length
+    section, length = preset.data, preset.model.seq_length
     quarantine = Quarantine(None, section.max_bad_fraction)
     base_together(preset, None, ALONE)
     with tempfile.TemporaryDirectory(prefix="lmloop-plan-") as folder:  # what is held out of streams is kept in the run's
-        corpus = open_corpus(
-            section, seed=train.seed, eval_tokens=train.eval_tokens, run_dir=Path(folder), quarantine=quarantine
-        )
+        corpus = open_together(preset, Path(folder), quarantine, ALONE)
     tokenizer, _ = tokenizer_together(None, preset, corpus, ALONE)
     held_out = held_out_together(preset, corpus, tokenizer, quarantine, ALONE)
     chats = open_chats(section, tokenizer, seq_length=length, quarantine=quarantine)
-    rows_per_step = train.rows_per_step()
+    rows_per_step = preset.train.rows_per_step()
     feed = open_feed(
         preset,
         corpus.train,
@@ -108,7 +106,7 @@ def _open(preset: Preset, schedule: Schedule) -> Opened:
         template=chats and chats.template,
         feed=feed,
         held_out=held_out,
-        packed=not (len(corpus.train) == 1 and len(corpus.train[0].parents() or ()) == 1),
+        packed=not corpus.is_one_document,
         questions=questions,
         seconds=seconds,
         steps=math.ceil(rows / rows_per_step),

@@ -234,11 +234,11 @@ class _Run:
         contents = Contents(
             preset, tokenizer, feed, parallel, optimizer, metrics, samples, self.precision, self.global_batch_size
         )
-        one_document = len(corpus.train) == 1 and len(corpus.train[0].parents() or ()) == 1
         validation = held_out_together(preset, corpus, tokenizer, self.quarantine, processes)
         if processes.first and not validation.batches:
             self.reporter.notice("no held-out text (data.split.validation, data.validation): nothing is evaluated")
-        return Parts(contents, objective, validation, corpus, packed=not one_document, template=chats and chats.template)
+        packed, template = not corpus.is_one_document, chats and chats.template
+        return Parts(contents, objective, validation, corpus, packed=packed, template=template)
 
     def _describe(self, model: LanguageModel) -> None:
         """What is trained and what is not, for the report; and what there is to say of a pretrained model."""

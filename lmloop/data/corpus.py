@@ -43,6 +43,11 @@ class Corpus:
     test: list[Source]
     notices: list[str] = field(default_factory=list)
 
+    @property
+    def is_one_document(self) -> bool:
+        """What is trained is a single text, so no row holds parts of two."""
+        return len(self.train) == 1 and len(self.train[0].parents() or ()) == 1
+
 
 def source_names(sources: Sequence[FilesSource | HubSource | PdfSource | str]) -> list[str]:
     """The name of each source: a built-in name, a path or a data set; numbered where several would have the same."""

@@ -137,7 +137,7 @@ def _json(text: str) -> Any:
 class _Nodes(yaml.SafeLoader):
     """PyYAML up to its tree of nodes; what a plain scalar means is decided here, by YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML reads it from the class)
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (read from the class, but typed as of an instance)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]

@@ -115,7 +115,7 @@ def _check_name(name: object) -> None:
 class _Generation(Extension):
     """`{% generation %}` around what the assistant wrote: read and passed over, since that is found without it."""
 
-    tags = {"generation"}  # noqa: RUF012 (Jinja reads it from the class)
+    tags = {"generation"}  # noqa: RUF012 (read from the class, but typed as of an instance)
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The statements within, in a scope of their own."""

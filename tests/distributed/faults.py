@@ -8,15 +8,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lmloop.run
-import lmloop.tokens.feed
 import lmloop.training.gradients
-import lmloop.training.measures
 from lmloop import durable
 from lmloop.data.source import SourceError
+from tests import strikes
 
 Fault = Callable[[int], None]
 """Called in each process with its rank before it begins."""
@@ -42,65 +42,29 @@ def act(what: str) -> None:
             time.sleep(0.5)  # it arrives when it arrives
 
 
-def _strike(at: int, what: str) -> Callable[[], None]:
-    calls = 0
-
-    def count() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            act(what)
-
-    return count
-
-
 def in_step(rank: int, *, on: int, at: int, what: str) -> None:
     """In the middle of the `at`-th update on rank `on`."""
-    if rank != on:
-        return
-    strike, inner = _strike(at, what), lmloop.training.gradients.total_loss
-
-    def total_loss(*args: Any) -> Any:
-        strike()
-        return inner(*args)
-
-    lmloop.training.gradients.total_loss = total_loss
+    if rank == on:
+        strikes.before(lmloop.training.gradients, "total_loss", strikes.at_call(at, partial(act, what)))()
 
 
 def in_data(rank: int, *, on: int, at: int, what: str) -> None:
     """When rank `on` asks for the rows of its `at`-th update."""
-    if rank != on:
-        return
-    strike, inner = _strike(at, what), lmloop.tokens.feed.TextFeed.next_step
-
-    def next_step(self: Any, length: int) -> Any:
-        strike()
-        return inner(self, length)
-
-    lmloop.tokens.feed.TextFeed.next_step = next_step  # type: ignore[method-assign]
+    if rank == on:
+        strikes.waiting_for_data(at, partial(act, what))()
 
 
 def in_evaluation(rank: int, *, on: int, at: int, what: str) -> None:
     """Before the `at`-th batch that rank `on` evaluates."""
-    if rank != on:
-        return
-    strike, inner = _strike(at, what), lmloop.training.measures.evaluate
-
-    def evaluate(*args: Any, should_stop: Callable[[], bool], **named: Any) -> Any:
-        def asked() -> bool:
-            strike()
-            return should_stop()
-
-        return inner(*args, should_stop=asked, **named)
-
-    lmloop.training.measures.evaluate = evaluate  # type: ignore[assignment]
+    if rank == on:
+        strikes.in_evaluation(at, partial(act, what))()
 
 
 def in_save(rank: int, *, on: int, at: int, what: str) -> None:
     """Before the `at`-th operation of rank `on` on a file of a checkpoint."""
     if rank != on:
         return
-    strike = _strike(at, what)
+    strike = strikes.at_call(at, partial(act, what))
 
     def hook(operation: str, path: Path) -> None:
         if "lm_" in path.name or path.name.startswith("rank-"):
@@ -112,36 +76,36 @@ def in_save(rank: int, *, on: int, at: int, what: str) -> None:
 def before_the_run(rank: int, *, on: int, what: str) -> None:
     """While rank `on` sets up."""
     if rank == on:
-        inner = lmloop.run.open_together
-
-        def open_together(*args: Any) -> Any:
-            act(what)
-            return inner(*args)
-
-        lmloop.run.open_together = open_together
+        strikes.before(lmloop.run, "open_together", partial(act, what))()
 
 
 def not_finite(rank: int, *, on: int, first: int, last: int) -> None:
     """Losses of rank `on` are NaN from its update `first` to `last`."""
     if rank != on:
         return
-    inner, calls = lmloop.training.gradients.total_loss, 0
 
-    def total_loss(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return inner(*args) * (math.nan if first <= calls <= last else 1.0)
+    def made(inner: Callable[..., Any]) -> Callable[..., Any]:
+        calls = 0
 
-    lmloop.training.gradients.total_loss = total_loss
+        def total_loss(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return inner(*args) * (math.nan if first <= calls <= last else 1.0)
+
+        return total_loss
+
+    strikes.wrap(lmloop.training.gradients, "total_loss", made)()
 
 
 def with_notices(rank: int) -> None:
     """Each rank has something to say about the data: the same, and something of its own."""
-    inner = lmloop.run.open_together
 
-    def open_together(*args: Any) -> Any:
-        corpus = inner(*args)
-        corpus.notices.extend(["all of us see this", f"only {rank} sees this"])
-        return corpus
+    def made(inner: Callable[..., Any]) -> Callable[..., Any]:
+        def open_together(*args: Any) -> Any:
+            corpus = inner(*args)
+            corpus.notices.extend(["all of us see this", f"only {rank} sees this"])
+            return corpus
 
-    lmloop.run.open_together = open_together
+        return open_together
+
+    strikes.wrap(lmloop.run, "open_together", made)()
