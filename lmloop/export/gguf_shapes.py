@@ -118,6 +118,9 @@ SHAPES: dict[str, Shape] = {
 }
 """transformers' model_type → its shape in llama.cpp."""
 
+GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
+"""What llama.cpp and mlx-lm compute for GPT-2, in transformers' words."""
+
 
 def shape_refusal(config: Config) -> str | None:
     """Why llama.cpp cannot run a model of this configuration as it was trained; None: it can."""
@@ -126,7 +129,7 @@ def shape_refusal(config: Config) -> str | None:
         return f"no GGUF for the architecture '{kind}': it is there for {', '.join(SHAPES)}"
     if kind == "gpt2":
         activation = config.get("activation_function", "gelu_new")
-        return None if activation in ("gelu_new", "gelu_pytorch_tanh") else f"llama.cpp's GPT-2 has no {activation}"
+        return None if activation in GPT2_ACTIVATIONS else f"llama.cpp's GPT-2 has no {activation}"
     if config.get("hidden_act", "silu") != "silu":
         return f"llama.cpp's {kind} has no {config['hidden_act']} in its feed-forward layer"
     if rope(config)["rope_type"] == "llama3" and SHAPES[kind] is not LLAMA:

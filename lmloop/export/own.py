@@ -68,7 +68,7 @@ def gpt2_config(section: ModelSection, vocab_size: int) -> dict[str, Any]:
         "n_inner": section.resolved_intermediate_size,
         "n_layer": section.num_layers,
         "n_head": section.num_heads,
-        "activation_function": "gelu_new",
+        "activation_function": "gelu" if section.feed_forward == "gelu" else "gelu_new",
         "layer_norm_epsilon": section.norm_eps,
         "embd_pdrop": section.dropout,
         "resid_pdrop": section.dropout,
@@ -161,6 +161,8 @@ def bundle(
     own = {key: value for key, value in section if key not in CARRIED and value != getattr(plain, key)}
     if section.architecture not in CONFIGS:
         own["architecture"] = section.architecture
+    if section.architecture == "gpt2":
+        own.pop("feed_forward", None)  # stands in its configuration
     if own:
         key, value = next(iter(own.items()))
         raise ValueError(f"model.{key} is {value!r}, which no other program has: such a model runs in lmloop only")

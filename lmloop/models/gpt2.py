@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -25,7 +25,11 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        return nn.functional.linear(x, self.weight.T, self.bias)
+        if x.device.type != "cpu":
+            return nn.functional.linear(x, self.weight.T, self.bias)
+        # On a CPU PyTorch fills the result with the bias before the product: that takes longer than adding it afterwards.
+        product = nn.functional.linear(x, self.weight.T)
+        return product.add_(self.bias.to(product.dtype))
 
 
 class GPT2Attention(Mixer):
@@ -60,16 +64,17 @@ class GPT2Attention(Mixer):
 
 
 class GPT2MLP(nn.Module):
-    """project(gelu(fc(x))), with the tanh form of GELU that GPT-2 uses."""
+    """project(gelu(fc(x))), with the tanh form of GELU that GPT-2 uses, or the exact one."""
 
     def __init__(self, section: ModelSection) -> None:
         super().__init__()
+        self.gelu: Callable[[Tensor], Tensor] = nn.functional.gelu if section.feed_forward == "gelu" else tanh_gelu
         self.c_fc = Conv1D(section.hidden_size, section.resolved_intermediate_size)
         self.c_proj = Conv1D(section.resolved_intermediate_size, section.hidden_size)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        return self.c_proj(tanh_gelu(self.c_fc(hidden_BTD)))
+        return self.c_proj(self.gelu(self.c_fc(hidden_BTD)))
 
 
 class GPT2Block(Block):

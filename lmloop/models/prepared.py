@@ -191,7 +191,7 @@ def _gpt2_layer(block: GPT2Block, layout: Layout) -> Layer:
         _product(_transposed(mixer.c_attn) * scale[:, None], layout, mixer.c_attn.bias * scale),
         _product(_transposed(mixer.c_proj), layout, mixer.c_proj.bias),
         _layer_norm(block.ln_2, layout),
-        lambda x: down(nn.functional.gelu(up(x), approximate="tanh")),
+        lambda x: down(feed_forward.gelu(up(x))),
     )
 
 

@@ -320,6 +320,7 @@ def positions(**changes: Any) -> dict[str, Any]:
 REFUSED: dict[str, tuple[Bundle, str, str]] = {
     "architecture": (with_config("llama", model_type="mamba"), "f32", "no GGUF for the architecture 'mamba'"),
     "feed-forward": (with_config("llama", hidden_act="gelu"), "f32", "no gelu"),
+    "gpt2's exact GELU": (own("gpt2", feed_forward="gelu"), "f32", "GPT-2 has no gelu"),
     "gpt2's feed-forward": (with_config("gpt2", activation_function="relu"), "f32", "no relu"),
     "positions": (with_config("llama", **positions(rope_type="dynamic")), "f32", "position scaling 'dynamic'"),
     "llama3 for qwen": (with_config("qwen3", **positions(rope_type="llama3")), "f32", "'llama3' is not carried"),

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import lmloop.export.hf as hf
+from lmloop.export.bundle import Bundle
 from lmloop.export.export import export_bundle
 from lmloop.generation.conversation import Conversation
 from lmloop.generation.engine import Engine
@@ -24,9 +25,10 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_what_was_trained_here(name: str, tmp_path: Path) -> None:
-    bundle = own(name)
+@pytest.mark.parametrize(
+    "bundle", [*(own(name) for name in OWN), own("gpt2", feed_forward="gelu")], ids=[*OWN, "gpt2, exact GELU"]
+)
+def test_what_was_trained_here(bundle: Bundle, tmp_path: Path) -> None:
     report = export_bundle(bundle, "hf", tmp_path / "out")
     assert report["quantize"] == "f32"
     assert report["check"]["reader"].startswith("transformers")

@@ -86,6 +86,7 @@ def with_config(name: str, **changes: Any) -> Bundle:
 REFUSED: dict[str, tuple[Bundle, str, str]] = {
     "architecture": (with_config("llama", model_type="mamba"), "f32", "not for 'mamba'"),
     "gpt2's head": (own("gpt2, untied, narrow"), "f32", "no output head of its own"),
+    "gpt2's exact GELU": (own("gpt2", feed_forward="gelu"), "f32", "GPT-2 has no gelu: export hf"),
     "gpt2's width": (own("gpt2", intermediate_size=96), "f32", "4 x 64, the model one of 96"),
     "positions": (with_config("llama", rope_parameters={"rope_type": "longrope"}), "f32", "position scaling 'longrope'"),
     "without mlx": (own("decoder"), "q4", "done by MLX itself, which is not to be had here: pip install mlx-lm"),

@@ -54,6 +54,7 @@ def gpt2(section: ModelSection) -> torch.nn.Module:
         n_layer=section.num_layers,
         n_head=section.num_heads,
         n_positions=section.seq_length,
+        activation_function="gelu" if section.feed_forward == "gelu" else "gelu_new",
         layer_norm_epsilon=section.norm_eps,
         tie_word_embeddings=section.tie_embeddings,
         bos_token_id=0,
@@ -85,6 +86,7 @@ CASES = {
         ),
     ),
     "gpt2": (gpt2, ModelSection(architecture="gpt2", hidden_size=32, num_layers=2, num_heads=4, seq_length=64)),
+    "gpt2, exact GELU": (gpt2, ModelSection(architecture="gpt2", hidden_size=32, num_heads=2, feed_forward="gelu")),
     "gpt2 untied": (
         gpt2,
         ModelSection(

@@ -24,6 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "original_seq_length": 16,
     },
     "gpt2": {"architecture": "gpt2"},
+    "gpt2, exact GELU": {"architecture": "gpt2", "feed_forward": "gelu"},
     "gpt2 untied": {"architecture": "gpt2", "tie_embeddings": False},
 }
 
