@@ -1,8 +1,8 @@
 """`python -m benchmarks.generation`: how fast text is written, beside transformers' `generate` on the same weights.
 
-Both write greedily behind prompts of random tokens, in one process and in turns, in fp32 and in bf16. Ours is the engine
-as `generate` and `chat` use it, text and stopping included. The limit is the time in which as many bytes as the weights have
-can be read, measured beside by a dot product: at batch 1 each weight is read once for every token.
+Both write greedily behind prompts of random tokens, in turns, in fp32 and in bf16; each side is a process of its own. Ours
+is the engine as `generate` and `chat` use it, text and stopping included. The limit is the time in which as many bytes as
+the weights have can be read, measured beside by a dot product: at batch 1 each weight is read once for every token.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.interleave import Measured, in_turns, ratio
+from benchmarks.served import Served, serve
 from lmloop.generation.engine import Engine
 from lmloop.hardware import this_machine, use_machine
 from lmloop.models.base import LanguageModel
@@ -46,59 +47,75 @@ class Size:
         return ModelSection(hidden_size=self.hidden_size, num_layers=self.layers, num_heads=heads, seq_length=512)
 
 
-SIZES = {"12m": Size(384, 6, 4_096, new_tokens=128, rounds=5), "125m": Size(768, 12, 32_000, new_tokens=24, rounds=3)}
+SIZES = {"12m": Size(384, 6, 4_096, new_tokens=128, rounds=9), "125m": Size(768, 12, 32_000, new_tokens=24, rounds=5)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="12m,125m", help=f"of {', '.join(SIZES)}, with commas (default: all)")
     parser.add_argument("--batches", default="1,16", help="rows that are written at a time, with commas (default: 1,16)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: one for each core); on a busy machine, take 1")
+    parser.add_argument("--rounds", type=int, help="turns of each side (default: 9, of the large model 5)")
+    cores = this_machine().cores
+    parser.add_argument(
+        "--threads", type=int, default=cores, help=f"of the CPU (default: {cores}); on a busy machine, take 1"
+    )
+    parser.add_argument("--side", help=argparse.SUPPRESS)  # of the processes that this one starts
     options = parser.parse_args()
     sizes = options.sizes.split(",")
     if unknown := [name for name in sizes if name not in SIZES]:
         parser.error(f"--sizes {unknown[0]}: not one of {', '.join(SIZES)}")
+    if options.side:
+        _serve(options.side, SIZES[sizes[0]], int(options.batches), options.threads)
+        return 0
     if importlib.util.find_spec("transformers") is None:
         print("transformers is not installed: nothing to compare with (pip install transformers)", file=sys.stderr)
         return 0
-    use_machine(this_machine(), options.threads)
     console = Console()
-    console.print(f"{this_machine().describe()}; {torch.get_num_threads()} threads; PyTorch {torch.__version__}")
+    console.print(f"{this_machine().describe()}; {options.threads} threads; PyTorch {torch.__version__}")
     for name in sizes:
-        for batch in (int(text) for text in options.batches.split(",")):
-            console.print(compare(name, SIZES[name], batch, Console(stderr=True)))
+        for batch in options.batches.split(","):
+            arguments = ["--sizes", name, "--batches", batch, "--threads", str(options.threads)]
+            console.print(compare(name, int(batch), options.rounds or SIZES[name].rounds, arguments))
     return 0
 
 
-def compare(name: str, size: Size, batch: int, progress: Console) -> Table:
-    """All sides in turns; a table of what they did."""
+def compare(name: str, batch: int, rounds: int, arguments: list[str]) -> Table:
+    """All sides in turns; a table of what they did. `arguments`: which say the same to the processes of the sides."""
+    progress = Console(stderr=True)
+    precisions = ("fp32", "bf16") if this_machine().bf16 else ("fp32",)
+    with ExitStack() as up:
+        sides = {
+            f"{who} {precision}": up.enter_context(
+                Served("benchmarks.generation", [*arguments, "--side", f"{who} {precision}"])
+            )
+            for precision in precisions
+            for who in ("lmloop", "transformers", LIMIT)
+        }
+        measured = in_turns(sides, rounds, lambda line: progress.print(f"{name}, batch {batch}: {line}"))
+    new_tokens = SIZES[name].new_tokens
+    return _table(f"{name}, batch {batch}, {PROMPT_TOKENS} + {new_tokens} tokens", measured, batch * new_tokens)
+
+
+def _serve(side: str, size: Size, batch: int, threads: int) -> None:
+    """Be one of the sides. Ours sets the machine up as lmloop does, the others only the number of threads."""
+    who, _, precision = side.rpartition(" ")
+    torch.set_num_threads(threads)
+    if who == "lmloop":
+        use_machine(this_machine(), threads)
     model = build_model(size.section(), size.vocab_size, seed=0).eval()
-    prompts = torch.randint(3, size.vocab_size, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
-    same = _transformers(model, size)
-    _agree(model, same, prompts)
-    sides: dict[str, Callable[[int], Mapping[str, float]]] = {}
-    for precision, autocast in (("fp32", False), ("bf16", True)):
-        if precision == "bf16" and not this_machine().bf16:
-            continue
-        engine = Engine(model, _Numbers(size.vocab_size), torch.device("cpu"), autocast=autocast)  # type: ignore[arg-type]
-        sides[f"lmloop {precision}"] = _timed(lambda engine=engine: _ours(engine, prompts, size.new_tokens))
-        peer = same if precision == "fp32" else _transformers(model, size).bfloat16()
-        sides[f"transformers {precision}"] = _timed(lambda peer=peer: _theirs(peer, prompts, size.new_tokens))
+    prompts_BT = torch.randint(3, size.vocab_size, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+    if who == "lmloop":
+        numbers: Any = _Numbers(size.vocab_size)
+        engine = Engine(model, numbers, torch.device("cpu"), autocast=precision == "bf16")
+        serve(lambda: _ours(engine, prompts_BT, size.new_tokens))
+    elif who == "transformers":
+        theirs = _transformers(model, size)
+        _agree(model, theirs, prompts_BT)
+        theirs = theirs if precision == "fp32" else theirs.bfloat16()
+        serve(lambda: _theirs(theirs, prompts_BT, size.new_tokens))
+    else:
         bytes_each = sum(parameter.numel() for parameter in model.parameters()) * (4 if precision == "fp32" else 2)
-        sides[f"{LIMIT}, {precision}"] = _timed(_reads(bytes_each, size.new_tokens))
-    for side in sides.values():
-        side(-1)  # not the first time, which allocates
-    measured = in_turns(sides, size.rounds, lambda line: progress.print(f"{name}, batch {batch}: {line}"))
-    return _table(f"{name}, batch {batch}, {PROMPT_TOKENS} + {size.new_tokens} tokens", measured, batch * size.new_tokens)
-
-
-def _timed(work: Callable[[], object]) -> Callable[[int], Mapping[str, float]]:
-    def side(number: int) -> Mapping[str, float]:
-        started = time.perf_counter()
-        work()
-        return {"seconds": time.perf_counter() - started}
-
-    return side
+        serve(_reads(bytes_each, size.new_tokens))
 
 
 def _ours(engine: Engine, prompts_BT: torch.Tensor, new_tokens: int) -> None:

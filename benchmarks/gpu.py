@@ -80,7 +80,7 @@ def main() -> int:
 
 def _preset(size: str, model: dict[str, int], **sections: Any) -> dict[str, Any]:
     train = {"per_gpu_batch_size": ROWS[size], **sections.pop("train")}
-    return {"model": {"architecture": "gpt2", "norm_eps": 1e-5, **model}, "train": train, **sections}
+    return {"model": {"architecture": "gpt2", "feed_forward": "gelu", "norm_eps": 1e-5, **model}, "train": train, **sections}
 
 
 def _plan(folder: Path) -> Mapping[str, float]:

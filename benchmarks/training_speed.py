@@ -61,6 +61,7 @@ def _ours(text: Path, validation: Path, folder: Path, steps: int, precision: str
     preset = {
         "model": {
             "architecture": "gpt2",
+            "feed_forward": "gelu",
             "hidden_size": WIDTH,
             "num_layers": LAYERS,
             "num_heads": HEADS,
