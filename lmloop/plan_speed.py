@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from lmloop.data.document import Document
 from lmloop.data.frozen import FrozenPart
-from lmloop.generation.engine import Engine
 from lmloop.generation.prompts import as_prompts
 from lmloop.hardware import this_machine
 from lmloop.models.base import LanguageModel
@@ -23,6 +22,7 @@ from lmloop.tokens.trained import train_char
 from lmloop.training.evaluate import HeldOut, evaluate
 from lmloop.training.rehearsal import Pace, time_updates, worst_batch
 from lmloop.training.schedule import Schedule
+from lmloop.training.writing import writing_engine
 
 Rows = Callable[[int, int], Batch]
 """Makes a batch of so many rows of so many tokens."""
@@ -108,12 +108,11 @@ def time_writing(preset: Preset, model: LanguageModel, opened: Opened | None, *,
         return 0.0
     if opened is None:  # any tokens will do
         tokenizer = train_char(TokenizerSection(), [FrozenPart("", [Document("", "", "a", 0.0)])])
-        prompts, stops = as_prompts([""] * len(options.prompts), None), frozenset[int]()
+        template, prompts = None, as_prompts([""] * len(options.prompts), None)
     else:
         tokenizer, template = opened.tokenizer, opened.template
-        prompts, stops = as_prompts(options.prompts, template), template.stop_ids if template else frozenset[int]()
-    # Samples are written in fp32, and in bf16 where weights may be bf16: see training/measures.py.
-    engine = Engine(model, tokenizer, this_machine().torch_device, autocast=autocast and pretrained, stops=stops)
+        prompts = as_prompts(options.prompts, template)
+    engine = writing_engine(model, tokenizer, this_machine().torch_device, preset, template, autocast=autocast)
     engine.generate(prompts, options, max_new_tokens=2)  # to warm up
     started, tokens = time.perf_counter(), -1
 

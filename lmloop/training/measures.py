@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from lmloop.generation.engine import Engine
-from lmloop.models.own_copy import own_copy
 from lmloop.processes import Processes
 from lmloop.training.comparison import Comparison
 from lmloop.training.evaluate import Evaluation, evaluate
@@ -15,7 +14,7 @@ from lmloop.training.paired import Losses, losses
 from lmloop.training.parts import Parts
 from lmloop.training.questions import find_questions
 from lmloop.training.state import Progress
-from lmloop.training.writing import Writer
+from lmloop.training.writing import Writer, writing_engine
 
 T = TypeVar("T")
 Stop = Callable[[], bool]
@@ -39,17 +38,15 @@ class Measures:
         )
 
     def _engine(self) -> Engine:
-        contents, parallel, template = self.parts.contents, self.parts.contents.parallel, self.parts.template
-        copy = own_copy(parallel.model)
-        # Weights of a pretrained model may be bf16; with an adapter added to them, bf16 would lose what it has learned.
-        in_bf16 = parallel.autocast and contents.preset.model.pretrained is not None
-        return Engine(
-            parallel.model if copy is None else copy,
+        contents, parallel = self.parts.contents, self.parts.contents.parallel
+        return writing_engine(
+            parallel.model,
             contents.tokenizer,
             parallel.device,
-            autocast=in_bf16 and (copy is None or contents.preset.adapter is None),
+            contents.preset,
+            self.parts.template,
+            autocast=parallel.autocast,
             agree=self.processes.broadcast,
-            stops=template.stop_ids if template else (),
         )
 
     @property

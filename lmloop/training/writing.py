@@ -6,18 +6,47 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
+
 from lmloop.data.document import Message
 from lmloop.data.records import encodable
 from lmloop.durable import in_words
 from lmloop.generation.engine import Engine, Generation
 from lmloop.generation.prompts import Prompt, as_prompts
-from lmloop.preset.schema import GenerationSection
+from lmloop.models.base import LanguageModel
+from lmloop.models.own_copy import own_copy
+from lmloop.preset.schema import GenerationSection, Preset
 from lmloop.processes import Processes
 from lmloop.tokens.skeleton import ChatTemplateError
 from lmloop.tokens.template import ChatTemplate
+from lmloop.tokens.tokenizer import Tokenizer
 from lmloop.training.reflection import newest_part
 
 Stop = Callable[[], bool]
+
+
+def writing_engine(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    preset: Preset,
+    template: ChatTemplate | None,
+    *,
+    autocast: bool,
+    agree: Callable[[list[int]], list[int]] = lambda tokens: tokens,
+) -> Engine:
+    """What writes with a model in training, by a copy of it where that is faster. autocast: it is trained in bf16."""
+    copy = own_copy(model)
+    # Weights of a pretrained model may be bf16; with an adapter added to them, bf16 would lose what it has learned.
+    in_bf16 = autocast and preset.model.pretrained is not None
+    return Engine(
+        model if copy is None else copy,
+        tokenizer,
+        device,
+        autocast=in_bf16 and (copy is None or preset.adapter is None),
+        agree=agree,
+        stops=template.stop_ids if template else (),
+    )
 
 
 class Writer:
