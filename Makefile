@@ -26,8 +26,11 @@ check: env          ## lint, types, import contracts, stale docs
 torture: env        ## kill, corrupt and fill the disk many times over; writes docs/reliability.md's table
 	@$(BIN)/python -m tests.torture
 
-bench: env          ## speed of the loop on this machine
-	@$(BIN)/python -m benchmarks
+# Peers are taken from where NANOGPT, TEXT, CHATS and TRL_PYTHON say; ONLY names comparisons, ROUNDS repeats them.
+bench: env          ## speed on this machine, beside the peers that are named
+	@$(BIN)/python -m benchmarks $(if $(NANOGPT),--nanogpt '$(NANOGPT)') $(if $(TEXT),--text '$(TEXT)') \
+	  $(if $(CHATS),--chats '$(CHATS)') $(if $(TRL_PYTHON),--trl-python '$(TRL_PYTHON)') \
+	  $(if $(ONLY),--only '$(ONLY)') $(if $(ROUNDS),--rounds '$(ROUNDS)')
 
 docs: env           ## write the generated documents anew
 	$(BIN)/python -m lmloop.preset.reference

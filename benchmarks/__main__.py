@@ -1,47 +1,83 @@
-"""`make bench`: the speed of a training step on this machine, for each shipped preset."""
+"""`make bench`: every comparison that can be made here, one after another.
+
+Nothing is fetched. What a comparison needs is named: a peer's checkout or Python, a text. What is missing is said, and the
+rest is measured. Each is a program of its own, with options of its own: `python -m benchmarks.NAME --help`.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
+import torch
 
-from lmloop.preset.reading import list_presets, presets_folder
+from benchmarks.arguments import existing
 
-REPEATS = 3
+GIVEN = {
+    "nanogpt": "a checkout of karpathy/nanoGPT",
+    "text": "a text of a megabyte, such as tinyshakespeare.txt",
+    "chats": "JSON lines with question and answer, such as GSM8K's",
+    "trl_python": "a Python that has TRL and peft",
+}
+"""What people name, here as --options and to `make bench` in capitals."""
 
 
-def main() -> int:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("preset", "parameters", "precision", "tokens/s (median)", "from", "to", "memory"):
-        table.add_column(column)
-    console = Console()
-    machine = ""
-    for path, _ in list_presets(presets_folder()):
-        # A process each: memory is that of the process.
-        arguments = [sys.executable, "-m", "lmloop.cli", "plan", str(path), "--json"]
-        answers = [json.loads(subprocess.run(arguments, stdout=subprocess.PIPE).stdout) for _ in range(REPEATS)]
-        plans = [answer for answer in answers if "error" not in answer]
-        if not plans:
-            table.add_row(path.stem, "", "", "cannot be planned here: see above")
-            continue
-        machine = plans[0]["machine"]
-        speeds = sorted(plan["tokens_per_s"] for plan in plans)
-        table.add_row(
-            path.stem,
-            f"{plans[0]['parameters']:,}",
-            plans[0]["precision"],
-            f"{speeds[len(speeds) // 2]:,.0f}",
-            f"{speeds[0]:,.0f}",
-            f"{speeds[-1]:,.0f}",
-            f"{max(plan['memory_bytes'] for plan in plans) / 2**20:,.0f} MB",
-        )
-    console.print(machine)
-    console.print(table)
-    return 0
+@dataclass(frozen=True)
+class Comparison:
+    """A program of this folder, what of GIVEN it needs, and whether it repeats itself in `--rounds`."""
+
+    needs: tuple[str, ...] = ()
+    rounds: bool = True
+    cuda: bool = False
+
+
+COMPARISONS = {
+    "presets": Comparison(rounds=False),
+    "memory": Comparison(rounds=False),
+    "generation": Comparison(),
+    "overhead": Comparison(("text",)),
+    "training_speed": Comparison(("nanogpt", "text")),
+    "time_to_loss": Comparison(("nanogpt", "text")),
+    "finetuning": Comparison(("trl_python", "chats")),
+    "forecast": Comparison(("text", "chats")),
+    "gpu": Comparison(("nanogpt", "text"), cuda=True),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Every comparison that can be made here.")
+    for name, what in GIVEN.items():
+        parser.add_argument(_option(name), type=existing, help=what)
+    parser.add_argument("--rounds", help="of each comparison (default: its own)")
+    parser.add_argument("--only", default=",".join(COMPARISONS), help=f"names, with commas: {', '.join(COMPARISONS)}")
+    options = parser.parse_args(arguments)
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in COMPARISONS]:
+        parser.error(f"--only {unknown[0]}: not one of {', '.join(COMPARISONS)}")
+    failed = []
+    for name in names:
+        comparison = COMPARISONS[name]
+        missing = [need for need in comparison.needs if getattr(options, need) is None]
+        print(f"\n== {name}", flush=True)
+        if comparison.cuda and not torch.cuda.is_available():
+            print("left out, it needs a CUDA device", flush=True)
+        elif missing:
+            print(f"left out, it needs {'; '.join(f'{need.upper()}, {GIVEN[need]}' for need in missing)}", flush=True)
+        else:
+            given = [part for need in comparison.needs for part in (_option(need), str(getattr(options, need)))]
+            rounds = ["--rounds", options.rounds] if options.rounds and comparison.rounds else []
+            if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *given, *rounds]).returncode:
+                failed.append(name)
+    if failed:
+        print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 if __name__ == "__main__":

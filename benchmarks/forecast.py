@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ours
+from benchmarks.arguments import existing
 from benchmarks.finetuning import make_base
 from lmloop.hardware import this_machine
 from lmloop.preset.reading import find_preset
@@ -50,8 +51,8 @@ PARTS = ("start", "compile", "train", "evaluate", "sample", "save")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="*", default=list(CUTS), help=f"names (default: {' '.join(CUTS)})")
-    parser.add_argument("--text", type=Path, required=True, help="a text of half a megabyte or more")
-    parser.add_argument("--chats", type=Path, required=True, help="JSON lines with question and answer")
+    parser.add_argument("--text", type=existing, required=True, help="a text of half a megabyte or more")
+    parser.add_argument("--chats", type=existing, required=True, help="JSON lines with question and answer")
     parser.add_argument("--threads", type=int, help="of the CPU (default: one for each core); on a busy machine, take 1")
     parser.add_argument("--rounds", type=int, default=1, help="of plan and run, for each preset")
     options = parser.parse_args()

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import existing
 from benchmarks.paired import halves, interval, loss, run
 from lmloop.training.journal_file import parse
 from lmloop.training.writing import Stop, Writer
@@ -32,7 +33,7 @@ SIDES = WITHOUT, WITH, CONTROL = "without", "with a journal", "with excerpts"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text", type=existing, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()

@@ -47,6 +47,8 @@ class NanoGPT:
 
     def __init__(self, checkout: Path, text: Path, folder: Path, *, bf16: bool = False, device: str = "cpu") -> None:
         self.device = [f"--device={device}", f"--compile={device == 'cuda'}"]
+        if not (checkout / "train.py").exists():
+            sys.exit(f"{checkout} has no train.py: name a checkout of karpathy/nanoGPT")
         self.checkout = folder / f"nanoGPT-{'bf16' if bf16 else 'fp32'}"
         shutil.copytree(checkout, self.checkout, ignore=shutil.ignore_patterns(".git"))
         self.data = self.checkout / "data" / "text"

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import existing
 from benchmarks.paired import halves, interval, loss, run
 
 TRAIN_CHARACTERS, HELD_OUT_CHARACTERS = 300_000, 40_000
@@ -27,8 +28,8 @@ SIDES = ("before", "new alone", "with replay")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--old", type=Path, required=True, help="the text that is learned first")
-    parser.add_argument("--new", type=Path, required=True, help="the text that is learned then")
+    parser.add_argument("--old", type=existing, required=True, help="the text that is learned first")
+    parser.add_argument("--new", type=existing, required=True, help="the text that is learned then")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.2, help="of the rows, that are old")
     parser.add_argument("--steps", type=int, default=STEPS, help="updates of each training")

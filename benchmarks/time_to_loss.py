@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ours
+from benchmarks.arguments import existing
 from benchmarks.interleave import Measured, in_turns, ratio
 from benchmarks.nanogpt import NanoGPT
 from lmloop.hardware import this_machine
@@ -43,8 +44,8 @@ RECIPE = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of karpathy/nanoGPT")
-    parser.add_argument("--text", type=Path, required=True, help="the text, for example tinyshakespeare.txt")
+    parser.add_argument("--nanogpt", type=existing, required=True, help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--text", type=existing, required=True, help="the text, for example tinyshakespeare.txt")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each with a seed of its own")
     options = parser.parse_args()
     console = Console(stderr=True)
