@@ -7,6 +7,7 @@ rest is measured. Each is a program of its own, with options of its own: `python
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,23 +28,29 @@ GIVEN = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """A program of this folder, what of GIVEN it needs, and whether it repeats itself in `--rounds`."""
+    """A program of this folder with arguments, what of GIVEN it needs, and whether it repeats itself in `--rounds`.
 
+    cuda: it is made on a GPU; all others are made on the CPU.
+    """
+
+    program: str
     needs: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     rounds: bool = True
     cuda: bool = False
 
 
 COMPARISONS = {
-    "presets": Comparison(rounds=False),
-    "memory": Comparison(rounds=False),
-    "generation": Comparison(),
-    "overhead": Comparison(("text",)),
-    "training_speed": Comparison(("nanogpt", "text")),
-    "time_to_loss": Comparison(("nanogpt", "text")),
-    "finetuning": Comparison(("trl_python", "chats")),
-    "forecast": Comparison(("text", "chats")),
-    "gpu": Comparison(("nanogpt", "text"), cuda=True),
+    "presets": Comparison("presets", rounds=False),
+    "memory": Comparison("memory", rounds=False),
+    "generation": Comparison("generation"),
+    "overhead": Comparison("overhead", ("text",)),
+    "training_speed": Comparison("training_speed", ("nanogpt", "text")),
+    "time_to_loss": Comparison("time_to_loss", ("nanogpt", "text")),
+    "finetuning": Comparison("finetuning", ("trl_python", "chats")),
+    "forecast": Comparison("forecast", ("text", "chats")),
+    "gpu_speed": Comparison("gpu", ("nanogpt", "text"), cuda=True),
+    "gpu_time_to_loss": Comparison("time_to_loss", ("nanogpt", "text"), ("--device", "cuda"), cuda=True),
 }
 
 
@@ -69,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             given = [part for need in comparison.needs for part in (_option(need), str(getattr(options, need)))]
             rounds = ["--rounds", options.rounds] if options.rounds and comparison.rounds else []
-            if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *given, *rounds]).returncode:
+            command = [sys.executable, "-m", f"benchmarks.{comparison.program}", *comparison.arguments, *given, *rounds]
+            hidden = {} if comparison.cuda else {"CUDA_VISIBLE_DEVICES": ""}
+            if subprocess.run(command, env={**os.environ, **hidden}).returncode:
                 failed.append(name)
     if failed:
         print(f"failed, see above: {', '.join(failed)}", file=sys.stderr)

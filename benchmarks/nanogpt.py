@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 _FP32_ON_CPU = "ctx = nullcontext() if device_type == 'cpu' else"
 _BF16_ON_CPU = "ctx = torch.amp.autocast(device_type='cpu', dtype=torch.bfloat16) if device_type == 'cpu' else"
@@ -47,6 +48,8 @@ class NanoGPT:
 
     def __init__(self, checkout: Path, text: Path, folder: Path, *, bf16: bool = False, device: str = "cpu") -> None:
         self.device = [f"--device={device}", f"--compile={device == 'cuda'}"]
+        if device == "cpu" and torch.cuda.is_available():
+            sys.exit("lmloop would train on the GPU and nanoGPT on the CPU: set CUDA_VISIBLE_DEVICES= to hide the GPU")
         if not (checkout / "train.py").exists():
             sys.exit(f"{checkout} has no train.py: name a checkout of karpathy/nanoGPT")
         self.checkout = folder / f"nanoGPT-{'bf16' if bf16 else 'fp32'}"
@@ -78,6 +81,11 @@ class NanoGPT:
     def step_ms(self, printed: str) -> list[float]:
         """The time of each step that was printed (`--log_interval=1`), in milliseconds."""
         return [float(match) for match in re.findall(r"^iter \d+: .*time ([0-9.]+)ms", printed, re.MULTILINE)]
+
+    def evaluations(self, printed: str) -> dict[int, float]:
+        """Its estimate of the loss on the validation part at each iteration that it evaluated at."""
+        found = re.findall(r"^step (\d+): train loss [0-9.]+, val loss ([0-9.]+)", printed, re.MULTILINE)
+        return {int(step): float(loss) for step, loss in found}
 
     def score(self) -> dict[str, float]:
         """`loss` on the whole validation part in rows of the block size, and `parameters`, of what `train` has left."""

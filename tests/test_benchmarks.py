@@ -13,8 +13,8 @@ from benchmarks.__main__ import COMPARISONS, main
 
 def test_each_comparison_is_a_program() -> None:
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
-    for name in COMPARISONS:
-        assert (folder / f"{name}.py").exists(), name
+    for comparison in COMPARISONS.values():
+        assert (folder / f"{comparison.program}.py").exists(), comparison
 
 
 def test_what_is_missing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +40,8 @@ def test_the_rest_goes_on_when_one_fails(
 ) -> None:
     ran = []
 
-    def run(command: list[str]) -> SimpleNamespace:
+    def run(command: list[str], env: dict[str, str]) -> SimpleNamespace:
+        assert env["CUDA_VISIBLE_DEVICES"] == ""
         ran.append(command[1:])
         return SimpleNamespace(returncode=len(ran) % 2)
 
