@@ -196,7 +196,7 @@ def _table(title: str, measured: Mapping[str, Measured], tokens: int) -> Table:
     for name, side in measured.items():
         if name.startswith(LIMIT):
             continue
-        limit = measured[f"{LIMIT}, {name.split()[-1]}"]
+        limit = measured[f"{LIMIT} {name.split()[-1]}"]
         shares = sorted(a / b for a, b in zip(limit.values["seconds"], side.values["seconds"], strict=True))
         least, most = side.spread("seconds")
         peers = [measured.get(f"transformers {precision}") for precision in ("fp32", "bf16")]
