@@ -33,6 +33,7 @@ CUTS: dict[str, dict[str, Any]] = {
     "tiny_fast": {},
     "tiny_gpt": {"train": {"max_steps": 400}},
     "00_best_general": {"train": {"max_steps": 12}, "data": {"sources": ["python_stdlib"]}},
+    "gpu_fast": {"train": {"max_steps": 20}},
     "my_files": {},
     "pdf_library": {},
     "meta_journal_small": {},

@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def test_all_of_them_load_without_a_note() -> None:
     listed = list_presets(CONFIGS)
-    names = ["00_best_general", "01_best_qa", "full_sft", "lora", "my_files", "pdf_library", "qlora_llama31_8b"]
+    names = ["00_best_general", "01_best_qa", "full_sft", "gpu_fast", "lora", "my_files", "pdf_library", "qlora_llama31_8b"]
     names += ["small_full_sft", "small_lora", "small_qlora", "tiny_fast", "tiny_gpt"]
     assert [path.stem for path, _ in listed if "journal" not in path.stem] == names
     for path, entry in listed:
