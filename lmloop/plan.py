@@ -20,7 +20,7 @@ from torch import nn
 
 from lmloop.durable import atomic_write
 from lmloop.forecast import FORWARD_SHARE, Speeds, Work, reflections, save_seconds, time_by_part
-from lmloop.hardware import Machine, compiles, memory_in_use_bytes, pick_precision, this_machine, use_machine
+from lmloop.hardware import Machine, compiles, forget_memory, memory_in_use_bytes, pick_precision, this_machine, use_machine
 from lmloop.models.build import build_model
 from lmloop.models.loading import parameter_counts, trainable_and_total
 from lmloop.objectives.language import LanguageObjective
@@ -102,7 +102,7 @@ def this_plan(loaded: LoadedPreset) -> Plan:
 
 def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, str]:
     """A line for each preset, by its file: this machine's cached plan, or a short measurement made now and kept."""
-    machine, lines = this_machine(), dict[Path, str]()
+    machine, lines, measured = this_machine(), dict[Path, str](), False
     cache = _read_cache()
     for loaded in presets:
         preset = loaded.preset
@@ -119,9 +119,11 @@ def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, 
                 except (RuntimeError, ValueError) as error:  # out of memory, a length that does not fit
                     lines[loaded.path] = str(error).splitlines()[0][:80]
                     continue
-            known = plan.as_dict()
+            known, measured = plan.as_dict(), True
             _write_cache(preset, known)
         lines[loaded.path] = forecast_line(known["tokens"], known["seconds"])
+    if measured:
+        forget_memory(machine.torch_device)  # of the run that follows the peak is shown and kept
     return lines
 
 

@@ -11,11 +11,22 @@ import pytest
 import torch
 
 from lmloop import hardware
-from lmloop.hardware import Machine, compiles, memory_in_use_bytes, pick_precision, remarks, this_machine
+from lmloop.hardware import Machine, compiles, forget_memory, memory_in_use_bytes, pick_precision, remarks, this_machine
 
 CPU = Machine("cpu", "a processor", 8, 2**34, bf16=True)
 GPU = Machine("cuda", "a GPU", 8, 2**36, bf16=True)
 MAC = Machine("mps", "a Mac", 8, 2**36, bf16=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is reset on Linux only")
+def test_a_peak_that_is_forgotten() -> None:
+    cpu, size = torch.device("cpu"), 400 << 20
+    held = torch.ones(size // 4)
+    peak = memory_in_use_bytes(cpu)
+    assert peak >= size
+    del held
+    forget_memory(cpu)
+    assert memory_in_use_bytes(cpu) < peak - size // 2
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 import lmloop.plan
 import lmloop.plan_data
+from lmloop.hardware import this_machine
 from lmloop.models.build import build_model
 from lmloop.models.loading import parameter_counts
 from lmloop.plan import Plan, forecast_line, menu_forecasts, print_plan, remaining_line, remember_speed, this_plan
@@ -167,6 +169,14 @@ def test_the_menu_does_not_look_for_the_most_rows_that_fit(here: Path, monkeypat
     assert "tokens, about " in menu_forecasts([preset], silent())[preset.path]
     with pytest.raises(AssertionError, match="looked for the most rows"):
         this_plan(preset)
+
+
+def test_the_menu_does_not_count_as_memory_of_the_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[torch.device] = []
+    monkeypatch.setattr(lmloop.plan, "forget_memory", forgotten.append)
+    menu_forecasts([loaded(here)], silent())
+    menu_forecasts([loaded(here)], silent())  # known: nothing is measured
+    assert forgotten == [this_machine().torch_device]
 
 
 def test_the_menu_shows_what_plan_has_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
