@@ -12,10 +12,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from benchmarks.arguments import existing
+from benchmarks.arguments import existing, rounds
 
 GIVEN = {
     "nanogpt": "a checkout of karpathy/nanoGPT",
@@ -30,27 +31,27 @@ GIVEN = {
 class Comparison:
     """A program of this folder with arguments, what of GIVEN it needs, and whether it repeats itself in `--rounds`.
 
-    cuda: it is made on a GPU; all others are made on the CPU.
+    device: what it is made on; `any`: on what this machine has.
     """
 
     program: str
     needs: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     rounds: bool = True
-    cuda: bool = False
+    device: Literal["cpu", "cuda", "any"] = "cpu"
 
 
 COMPARISONS = {
-    "presets": Comparison("presets", rounds=False),
-    "memory": Comparison("memory", rounds=False),
+    "presets": Comparison("presets", rounds=False, device="any"),
+    "memory": Comparison("memory", rounds=False, device="any"),
     "generation": Comparison("generation"),
     "overhead": Comparison("overhead", ("text",)),
     "training_speed": Comparison("training_speed", ("nanogpt", "text")),
     "time_to_loss": Comparison("time_to_loss", ("nanogpt", "text")),
     "finetuning": Comparison("finetuning", ("trl_python", "chats")),
-    "forecast": Comparison("forecast", ("text", "chats")),
-    "gpu_speed": Comparison("gpu", ("nanogpt", "text"), cuda=True),
-    "gpu_time_to_loss": Comparison("time_to_loss", ("nanogpt", "text"), ("--device", "cuda"), cuda=True),
+    "forecast": Comparison("forecast", ("text", "chats"), device="any"),
+    "gpu_speed": Comparison("gpu", ("nanogpt", "text"), device="cuda"),
+    "gpu_time_to_loss": Comparison("time_to_loss", ("nanogpt", "text"), ("--device", "cuda"), device="cuda"),
 }
 
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Every comparison that can be made here.")
     for name, what in GIVEN.items():
         parser.add_argument(_option(name), type=existing, help=what)
-    parser.add_argument("--rounds", help="of each comparison (default: its own)")
+    parser.add_argument("--rounds", type=rounds, help="of each comparison (default: its own)")
     parser.add_argument("--only", default=",".join(COMPARISONS), help=f"names, with commas: {', '.join(COMPARISONS)}")
     options = parser.parse_args(arguments)
     names = options.only.split(",")
@@ -69,15 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         comparison = COMPARISONS[name]
         missing = [need for need in comparison.needs if getattr(options, need) is None]
         print(f"\n== {name}", flush=True)
-        if comparison.cuda and not torch.cuda.is_available():
+        if comparison.device == "cuda" and not torch.cuda.is_available():
             print("left out, it needs a CUDA device", flush=True)
         elif missing:
             print(f"left out, it needs {'; '.join(f'{need.upper()}, {GIVEN[need]}' for need in missing)}", flush=True)
         else:
             given = [part for need in comparison.needs for part in (_option(need), str(getattr(options, need)))]
-            rounds = ["--rounds", options.rounds] if options.rounds and comparison.rounds else []
-            command = [sys.executable, "-m", f"benchmarks.{comparison.program}", *comparison.arguments, *given, *rounds]
-            hidden = {} if comparison.cuda else {"CUDA_VISIBLE_DEVICES": ""}
+            repeated = ["--rounds", str(options.rounds)] if options.rounds and comparison.rounds else []
+            command = [sys.executable, "-m", f"benchmarks.{comparison.program}", *comparison.arguments, *given, *repeated]
+            hidden = {"CUDA_VISIBLE_DEVICES": ""} if comparison.device == "cpu" else {}
             if subprocess.run(command, env={**os.environ, **hidden}).returncode:
                 failed.append(name)
     if failed:
@@ -90,4 +91,7 @@ def _option(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

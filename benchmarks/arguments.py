@@ -12,3 +12,10 @@ def existing(text: str) -> Path:
     if not path.exists():
         raise argparse.ArgumentTypeError(f"there is no {text}")
     return path
+
+
+def rounds(text: str) -> int:
+    """The type of `--rounds`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
+    return int(text)

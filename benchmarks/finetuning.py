@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks import ours
-from benchmarks.arguments import existing
+from benchmarks.arguments import existing, rounds
 from benchmarks.interleave import Measured, in_turns, ratio
 from lmloop.hardware import this_machine
 from lmloop.models.from_transformers import quiet as silent
@@ -97,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", type=existing, required=True, help="a Python that has TRL and peft")
     parser.add_argument("--chats", type=existing, required=True, help="JSON lines with question and answer")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=rounds, default=3)
     parser.add_argument("--conversations", type=int, default=64, help="that are read, twice, where speed is measured")
     options = parser.parse_args()
     console = Console(stderr=True)

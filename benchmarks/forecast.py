@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ours
-from benchmarks.arguments import existing
+from benchmarks.arguments import existing, rounds
 from benchmarks.finetuning import make_base
 from lmloop.hardware import this_machine
 from lmloop.preset.reading import find_preset
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--text", type=existing, required=True, help="a text of half a megabyte or more")
     parser.add_argument("--chats", type=existing, required=True, help="JSON lines with question and answer")
     parser.add_argument("--threads", type=int, help="of the CPU (default: one for each core); on a busy machine, take 1")
-    parser.add_argument("--rounds", type=int, default=1, help="of plan and run, for each preset")
+    parser.add_argument("--rounds", type=rounds, default=1, help="of plan and run, for each preset")
     options = parser.parse_args()
     console = Console(stderr=True)
     whole, parts = Table(box=None, padding=(0, 2, 0, 0)), Table(box=None, padding=(0, 2, 0, 0))

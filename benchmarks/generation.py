@@ -8,7 +8,6 @@ the weights have can be read, measured beside by a dot product: at batch 1 each 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import rounds
 from benchmarks.interleave import Measured, in_turns, ratio
 from benchmarks.served import Served, serve
 from lmloop.generation.engine import Engine
@@ -54,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="12m,125m", help=f"of {', '.join(SIZES)}, with commas (default: all)")
     parser.add_argument("--batches", default="1,16", help="rows that are written at a time, with commas (default: 1,16)")
-    parser.add_argument("--rounds", type=int, help="turns of each side (default: 9, of the large model 5)")
+    parser.add_argument("--rounds", type=rounds, help="turns of each side (default: 9, of the large model 5)")
     cores = this_machine().cores
     parser.add_argument(
         "--threads", type=int, default=cores, help=f"of the CPU (default: {cores}); on a busy machine, take 1"
@@ -66,9 +66,6 @@ def main() -> int:
         parser.error(f"--sizes {unknown[0]}: not one of {', '.join(SIZES)}")
     if options.side:
         _serve(options.side, SIZES[sizes[0]], int(options.batches), options.threads)
-        return 0
-    if importlib.util.find_spec("transformers") is None:
-        print("transformers is not installed: nothing to compare with (pip install transformers)", file=sys.stderr)
         return 0
     console = Console()
     console.print(f"{this_machine().describe()}; {options.threads} threads; PyTorch {torch.__version__}")

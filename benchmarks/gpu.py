@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ours
-from benchmarks.arguments import existing
+from benchmarks.arguments import existing, rounds
 from benchmarks.interleave import in_turns, ratio
 from benchmarks.nanogpt import NanoGPT, quiet
 from lmloop.hardware import this_machine
@@ -40,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=existing, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", type=existing, required=True, help="tinyshakespeare.txt")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=rounds, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of a run of the small shape")
     parser.add_argument("--peak", type=float, default=989e12, help="dense bf16 operations a second (default: an H100's)")
     options = parser.parse_args()

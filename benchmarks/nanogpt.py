@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
+
+from lmloop.hardware import this_machine
 
 _FP32_ON_CPU = "ctx = nullcontext() if device_type == 'cpu' else"
 _BF16_ON_CPU = "ctx = torch.amp.autocast(device_type='cpu', dtype=torch.bfloat16) if device_type == 'cpu' else"
@@ -25,7 +26,8 @@ from model import GPT, GPTConfig
 import numpy as np
 kept = torch.load({checkpoint!r}, map_location="cpu", weights_only=True)
 model = GPT(GPTConfig(**kept["model_args"])).eval()
-model.load_state_dict(kept["model"])
+# compiled, it has saved its names with a prefix
+model.load_state_dict({{name.removeprefix("_orig_mod."): value for name, value in kept["model"].items()}})
 ids = torch.from_numpy(np.fromfile({data!r}, dtype=np.uint16).astype(np.int64))
 T = model.config.block_size
 total = count = 0
@@ -48,14 +50,14 @@ class NanoGPT:
 
     def __init__(self, checkout: Path, text: Path, folder: Path, *, bf16: bool = False, device: str = "cpu") -> None:
         self.device = [f"--device={device}", f"--compile={device == 'cuda'}"]
-        if device == "cpu" and torch.cuda.is_available():
-            sys.exit("lmloop would train on the GPU and nanoGPT on the CPU: set CUDA_VISIBLE_DEVICES= to hide the GPU")
+        if (own := this_machine().device) != device:
+            sys.exit(f"nanoGPT would train on {device} and lmloop on {own} (CUDA_VISIBLE_DEVICES= hides a CUDA device)")
         if not (checkout / "train.py").exists():
             sys.exit(f"{checkout} has no train.py: name a checkout of karpathy/nanoGPT")
         self.checkout = folder / f"nanoGPT-{'bf16' if bf16 else 'fp32'}"
-        shutil.copytree(checkout, self.checkout, ignore=shutil.ignore_patterns(".git"))
+        shutil.copytree(checkout, self.checkout, ignore=shutil.ignore_patterns(".git", ".venv", "*.bin", "*.pt"))
         self.data = self.checkout / "data" / "text"
-        self.data.mkdir()
+        self.data.mkdir(exist_ok=True)
         content = text.read_text(encoding="utf-8")
         letters = sorted(set(content))
         number = {letter: index for index, letter in enumerate(letters)}

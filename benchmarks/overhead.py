@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ours
-from benchmarks.arguments import existing
+from benchmarks.arguments import existing, rounds
 from benchmarks.interleave import Measured, in_turns
 from lmloop.hardware import this_machine
 from tests.data.hub_child import child_environment
@@ -66,7 +66,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=existing, required=True, help="a text of a megabyte or more")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=rounds, default=3)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
     console = Console(stderr=True)

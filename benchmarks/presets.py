@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,9 @@ from rich.table import Table
 from lmloop.preset.reading import list_presets, presets_folder
 
 REPEATS = 3
+
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
+"""A base that is not here is not fetched."""
 
 
 def main() -> int:
@@ -23,7 +27,7 @@ def main() -> int:
     for path, _ in list_presets(presets_folder()):
         # A process each: memory is that of the process.
         arguments = [sys.executable, "-m", "lmloop.cli", "plan", str(path), "--json"]
-        answers = [json.loads(subprocess.run(arguments, stdout=subprocess.PIPE).stdout) for _ in range(REPEATS)]
+        answers = [json.loads(subprocess.run(arguments, stdout=subprocess.PIPE, env=OFFLINE).stdout) for _ in range(REPEATS)]
         plans = [answer for answer in answers if "error" not in answer]
         if not plans:
             table.add_row(path.stem, "", "", "cannot be planned here: see above")

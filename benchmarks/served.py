@@ -5,6 +5,7 @@ In one process the sides share an allocator and its settings, caches and threads
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -25,8 +26,9 @@ class Served:
 
     def __call__(self, number: int) -> Mapping[str, float]:
         """The seconds of a turn."""
-        self._in.write(f"{number}\n")
-        self._in.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is said below
+            self._in.write(f"{number}\n")
+            self._in.flush()
         return self._answer()
 
     def __enter__(self) -> Served:
@@ -36,9 +38,15 @@ class Served:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def ended(self) -> bool:
+        """The process is no more."""
+        return self._process.poll() is not None
+
     def _answer(self) -> Mapping[str, float]:
         line = self._out.readline()
         if not line:
+            self._process.wait()
             sys.exit(f"{' '.join(self._process.args[2:])} ended: its last words stand above")  # type: ignore[index]
         return json.loads(line)
 

@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ours
-from benchmarks.arguments import existing
+from benchmarks.arguments import existing, rounds
 from benchmarks.interleave import Measured, in_turns, ratio
 from benchmarks.nanogpt import NanoGPT
 from lmloop.hardware import this_machine
 from lmloop.preset.reading import presets_folder
 
-UNTIMED = ["--eval_iters=1", "--always_save_checkpoint=True", "--log_interval=500"]
-"""How often nanoGPT evaluates and prints where it is timed."""
+SELDOM = ["--eval_iters=1", "--always_save_checkpoint=True", "--log_interval=500"]
+"""How little nanoGPT evaluates and prints where it is timed."""
 
 CPU_RECIPE = [
     "--block_size=64",
@@ -42,6 +42,8 @@ CPU_RECIPE = [
 ]
 """The README's line for a CPU. That for a GPU is the configuration of `NanoGPT.train` itself."""
 
+CPU_STEPS = 2_000
+
 PRESETS = {"cpu": "tiny_fast", "cuda": "gpu_fast"}
 
 
@@ -49,15 +51,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nanogpt", type=existing, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", type=existing, required=True, help="the text, for example tinyshakespeare.txt")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, each with a seed of its own")
+    parser.add_argument("--rounds", type=rounds, default=3, help="rounds, each with a seed of its own")
     parser.add_argument("--device", choices=list(PRESETS), default="cpu", help="which recipe of nanoGPT's (default: cpu)")
     options = parser.parse_args()
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         peer = NanoGPT(options.nanogpt, options.text, Path(folder), device=options.device)
         own = Ours(PRESETS[options.device], options.text, Path(folder))
-        recipe = [*CPU_RECIPE, "--max_iters=2000"] if options.device == "cpu" else [f"--max_iters={best_step(peer)}"]
-        sides = {"nanoGPT": lambda number: peer_round(peer, recipe), "lmloop": own.run}
+        recipe, steps = (CPU_RECIPE, CPU_STEPS) if options.device == "cpu" else ([], best_step(peer))
+        sides = {"nanoGPT": lambda number: peer_round(peer, recipe, steps), "lmloop": own.run}
         measured = in_turns(sides, options.rounds, console.print)
     _show(measured, options.text.name)
     return 0
@@ -66,14 +68,15 @@ def main() -> int:
 def best_step(peer: NanoGPT) -> int:
     """The iteration at which the recipe for a GPU evaluates best; it goes on for 5,000."""
     losses = peer.evaluations(peer.train(["--log_interval=500"]))
+    if not losses:
+        sys.exit("nanoGPT has printed no evaluation: this is another version of it")
     return min(losses, key=lambda step: losses[step])
 
 
-def peer_round(peer: NanoGPT, recipe: list[str]) -> Mapping[str, float]:
+def peer_round(peer: NanoGPT, recipe: list[str], steps: int) -> Mapping[str, float]:
     """One training of nanoGPT; its seed is set by the script itself, so rounds differ in nothing but time."""
     started = time.perf_counter()
-    steps = recipe[-1].partition("=")[2]
-    peer.train([*recipe, *UNTIMED, f"--eval_interval={steps}"])
+    peer.train([*recipe, f"--max_iters={steps}", f"--eval_interval={steps}", *SELDOM])
     return {"seconds": time.perf_counter() - started, **peer.score()}
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ours
-from benchmarks.arguments import existing
+from benchmarks.arguments import existing, rounds
 from benchmarks.interleave import Measured, in_turns, ratio
 from benchmarks.nanogpt import NanoGPT
 from lmloop.hardware import this_machine, use_machine
@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=existing, required=True, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--text", type=existing, required=True, help="the text, for example tinyshakespeare.txt")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=rounds, default=3)
     parser.add_argument("--steps", type=int, default=30, help="of one run")
     options = parser.parse_args()
     console = Console(stderr=True)

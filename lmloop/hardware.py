@@ -185,7 +185,7 @@ def forget_memory(device: torch.device) -> None:
     On CUDA, and for a process on Linux; elsewhere the peak stays what it is.
     """
     gc.collect()
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     if sys.platform == "linux":

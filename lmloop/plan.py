@@ -111,6 +111,7 @@ def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, 
             lines[loaded.path] = f"fine-tunes {preset.model.pretrained}; `lmloop plan` says how long"
             continue
         if known is None:
+            measured = True
             with console.status(f"measuring this machine (once): {preset.name} ..."):
                 try:
                     vocab_size = MENU_CHARACTERS if preset.tokenizer.type == "char" else preset.tokenizer.vocab_size
@@ -119,7 +120,7 @@ def menu_forecasts(presets: list[LoadedPreset], console: Console) -> dict[Path, 
                 except (RuntimeError, ValueError) as error:  # out of memory, a length that does not fit
                     lines[loaded.path] = str(error).splitlines()[0][:80]
                     continue
-            known, measured = plan.as_dict(), True
+            known = plan.as_dict()
             _write_cache(preset, known)
         lines[loaded.path] = forecast_line(known["tokens"], known["seconds"])
     if measured:

@@ -179,6 +179,18 @@ def test_the_menu_does_not_count_as_memory_of_the_run(here: Path, monkeypatch: p
     assert forgotten == [this_machine().torch_device]
 
 
+def test_nor_does_a_measurement_that_ran_out_of_memory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*args: Any, **named: Any) -> Plan:
+        raise RuntimeError("out of memory")
+
+    forgotten: list[torch.device] = []
+    monkeypatch.setattr(lmloop.plan, "forget_memory", forgotten.append)
+    monkeypatch.setattr(lmloop.plan, "_measure", measure)
+    preset = loaded(here)
+    assert menu_forecasts([preset], silent())[preset.path] == "out of memory"
+    assert len(forgotten) == 1
+
+
 def test_the_menu_shows_what_plan_has_measured(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = loaded(here, train={"max_steps": None, "epochs": 2})
     plan = this_plan(preset)

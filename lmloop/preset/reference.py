@@ -23,7 +23,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 _INTRODUCTION = f"""\
 # Presets
 
-<!-- Written by `python -m lmloop.preset.reference` from lmloop/preset/schema.py. Change it there. -->
+<!-- Written by `python -m lmloop.preset.reference` from the descriptions in lmloop/preset/. Change them there. -->
 
 A preset is a JSON or YAML file that says what is trained, on what, and how. It is the only place where behaviour is set.
 Everything has a default but the data; this is a complete preset:
