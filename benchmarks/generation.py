@@ -54,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="12m,125m", help=f"of {', '.join(SIZES)}, with commas (default: all)")
     parser.add_argument("--batches", default="1,16", help="rows that are written at a time, with commas (default: 1,16)")
-    parser.add_argument("--rounds", type=rounds, help="turns of each side (default: 9, of the large model 5)")
+    parser.add_argument("--rounds", type=rounds, help="turns of each side (default: each size's own)")
     cores = this_machine().cores
     parser.add_argument(
         "--threads", type=int, default=cores, help=f"of the CPU (default: {cores}); on a busy machine, take 1"

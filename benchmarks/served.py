@@ -19,6 +19,7 @@ class Served:
     """`python -m MODULE ARGUMENTS`, which calls `serve`. Called with the number of a round, it has a turn."""
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        self._name = " ".join([module, *arguments])
         command = [sys.executable, "-m", module, *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._in, self._out = cast(IO[str], self._process.stdin), cast(IO[str], self._process.stdout)
@@ -47,7 +48,7 @@ class Served:
         line = self._out.readline()
         if not line:
             self._process.wait()
-            sys.exit(f"{' '.join(self._process.args[2:])} ended: its last words stand above")  # type: ignore[index]
+            sys.exit(f"{self._name} ended: its last words stand above")
         return json.loads(line)
 
 

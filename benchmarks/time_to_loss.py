@@ -31,18 +31,17 @@ from lmloop.preset.reading import presets_folder
 SELDOM = ["--eval_iters=1", "--always_save_checkpoint=True", "--log_interval=500"]
 """How little nanoGPT evaluates and prints where it is timed."""
 
+CPU_STEPS = 2_000
 CPU_RECIPE = [
     "--block_size=64",
     "--batch_size=12",
     "--n_layer=4",
     "--n_head=4",
     "--n_embd=128",
-    "--lr_decay_iters=2000",
+    f"--lr_decay_iters={CPU_STEPS}",
     "--dropout=0.0",
 ]
 """The README's line for a CPU. That for a GPU is the configuration of `NanoGPT.train` itself."""
-
-CPU_STEPS = 2_000
 
 PRESETS = {"cpu": "tiny_fast", "cuda": "gpu_fast"}
 

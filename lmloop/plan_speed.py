@@ -17,6 +17,7 @@ from lmloop.objectives.language import LanguageObjective
 from lmloop.opening import ROWS_OF_EVALUATION
 from lmloop.plan_data import Opened
 from lmloop.preset.schema import Preset, TokenizerSection
+from lmloop.processes import ALONE
 from lmloop.tokens.batch import Batch
 from lmloop.tokens.trained import train_char
 from lmloop.training.evaluate import HeldOut, evaluate
@@ -112,7 +113,8 @@ def time_writing(preset: Preset, model: LanguageModel, opened: Opened | None, *,
     else:
         tokenizer, template = opened.tokenizer, opened.template
         prompts = as_prompts(options.prompts, template)
-    engine = writing_engine(model, tokenizer, this_machine().torch_device, preset, template, autocast=autocast)
+    device = this_machine().torch_device
+    engine = writing_engine(model, tokenizer, device, preset, template, autocast=autocast, processes=ALONE)
     engine.generate(prompts, options, max_new_tokens=2)  # to warm up
     started, tokens = time.perf_counter(), -1
 

@@ -78,7 +78,11 @@ def after(owner: Any, name: str, strike: Callable[[], None]) -> Install:
 
 def at_operation(at: int, action: Callable[[], None], names: tuple[str, ...] = (), *, of: str = "lm_") -> Install:
     """Act before the `at`-th disk operation on a checkpoint or its manifest, or on files with `of` in their name."""
-    strike = at_call(at, action)
+    return before_operations(at_call(at, action), names, of=of)
+
+
+def before_operations(strike: Callable[[], None], names: tuple[str, ...] = (), *, of: str = "lm_") -> Install:
+    """Call `strike` before each of these disk operations; names: of the kinds of operations, all by default."""
 
     def hook(operation: str, path: Path) -> None:
         if (of in path.name or operation == "fsync_dir") and (not names or operation in names):

@@ -118,8 +118,11 @@ SHAPES: dict[str, Shape] = {
 }
 """transformers' model_type → its shape in llama.cpp."""
 
-GPT2_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
-"""What llama.cpp and mlx-lm compute for GPT-2, in transformers' words."""
+
+def gelu_refusal(config: Config, program: str) -> str | None:
+    """Why `program`, llama.cpp or mlx-lm, cannot run a GPT-2: they have GELU in its tanh form alone; None: it can."""
+    activation = config.get("activation_function", "gelu_new")
+    return None if activation in ("gelu_new", "gelu_pytorch_tanh") else f"{program}'s GPT-2 has no {activation}"
 
 
 def shape_refusal(config: Config) -> str | None:
@@ -128,8 +131,7 @@ def shape_refusal(config: Config) -> str | None:
     if kind not in SHAPES:
         return f"no GGUF for the architecture '{kind}': it is there for {', '.join(SHAPES)}"
     if kind == "gpt2":
-        activation = config.get("activation_function", "gelu_new")
-        return None if activation in GPT2_ACTIVATIONS else f"llama.cpp's GPT-2 has no {activation}"
+        return gelu_refusal(config, "llama.cpp")
     if config.get("hidden_act", "silu") != "silu":
         return f"llama.cpp's {kind} has no {config['hidden_act']} in its feed-forward layer"
     if rope(config)["rope_type"] == "llama3" and SHAPES[kind] is not LLAMA:

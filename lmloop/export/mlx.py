@@ -24,7 +24,7 @@ from lmloop.export.exporter import (
     rounded,
     rounding_slack,
 )
-from lmloop.export.gguf_shapes import GPT2_ACTIVATIONS, SHAPES
+from lmloop.export.gguf_shapes import SHAPES, gelu_refusal
 from lmloop.export.hf import config_of, read_weights, write_json, write_tokenizer, write_weights
 from lmloop.export.positions import context_without_window, scaling_refusal
 
@@ -52,8 +52,8 @@ class MLX(Exporter):
         if bundle.model_type == "gpt2":
             if "lm_head.weight" in bundle.weights:
                 return "mlx-lm's GPT-2 has no output head of its own: train with model.tie_embeddings, or export gguf or hf"
-            if (activation := config.get("activation_function", "gelu_new")) not in GPT2_ACTIVATIONS:
-                return f"mlx-lm's GPT-2 has no {activation}: export hf"
+            if refused := gelu_refusal(config, "mlx-lm"):
+                return f"{refused}: export hf"
             if (config["n_inner"] or 4 * config["n_embd"]) != 4 * config["n_embd"]:
                 return (
                     f"mlx-lm's GPT-2 has a feed-forward layer of 4 x {config['n_embd']}, "

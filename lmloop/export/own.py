@@ -93,7 +93,10 @@ CARRIED = {
     "position_scaling",
     "original_seq_length",
 }
-"""Keys of a preset's `model` that the configurations below speak of; any other is exported only at its default."""
+"""Keys of a preset's `model` that all configurations speak of; any other is exported only at its default."""
+
+CARRIED_BY = {"gpt2": {"feed_forward"}}
+"""Architecture → keys that its own configuration speaks of besides."""
 
 CONFIGS: dict[str, Callable[[ModelSection, int], dict[str, Any]]] = {"decoder": qwen3_config, "gpt2": gpt2_config}
 """Architecture → its configuration; what is not here has no counterpart outside."""
@@ -157,12 +160,10 @@ def bundle(
     origin: dict[str, Any] | None = None,
 ) -> Bundle:
     """A model of ours. ValueError: no other program has what it is built of."""
-    plain = ModelSection()
-    own = {key: value for key, value in section if key not in CARRIED and value != getattr(plain, key)}
+    plain, carried = ModelSection(), CARRIED | CARRIED_BY.get(section.architecture, set())
+    own = {key: value for key, value in section if key not in carried and value != getattr(plain, key)}
     if section.architecture not in CONFIGS:
         own["architecture"] = section.architecture
-    if section.architecture == "gpt2":
-        own.pop("feed_forward", None)  # stands in its configuration
     if own:
         key, value = next(iter(own.items()))
         raise ValueError(f"model.{key} is {value!r}, which no other program has: such a model runs in lmloop only")

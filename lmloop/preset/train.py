@@ -172,18 +172,18 @@ class TrainSection(Section):
     def _one_budget(self) -> TrainSection:
         if self.sequence_schedule == []:
             raise ValueError("sequence_schedule: empty; give at least one length, or leave it out")
-        staged = isinstance(self.sequence_schedule, list) and any(isinstance(s, Stage) for s in self.sequence_schedule)
+        lengths = self.sequence_schedule
+        stages = [s for s in lengths if isinstance(s, Stage)] if isinstance(lengths, list) else []
         named = [k for k in ("epochs", "max_steps", "num_tokens", "epochs_per_length") if getattr(self, k) is not None]
-        if staged:
+        if stages:
             named.append("sequence_schedule")
         if len(named) > 1:
             raise ValueError(f"{named[0]} and {named[1]} are both budgets: keep one")
-        if self.epochs_per_length is not None:
-            lengths = self.sequence_schedule
-            if not isinstance(lengths, list) or [str(length) for length in lengths] != list(self.epochs_per_length):
-                raise ValueError("epochs_per_length: needs a sequence_schedule with the same lengths, each once")
-        if staged:
-            stages = [s for s in self.sequence_schedule if isinstance(s, Stage)]  # type: ignore[union-attr]
+        if self.epochs_per_length is not None and (
+            not isinstance(lengths, list) or [str(length) for length in lengths] != list(self.epochs_per_length)
+        ):
+            raise ValueError("epochs_per_length: needs a sequence_schedule with the same lengths, each once")
+        if stages:
             kinds = {"epochs" if s.epochs is not None else "tokens" for s in stages}
             if len(kinds) > 1 or any((s.epochs is None) == (s.tokens is None) for s in stages):
                 raise ValueError("sequence_schedule: give every stage `epochs`, or every stage `tokens`")

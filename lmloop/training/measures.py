@@ -46,7 +46,7 @@ class Measures:
             contents.preset,
             self.parts.template,
             autocast=parallel.autocast,
-            agree=self.processes.broadcast,
+            processes=self.processes,
         )
 
     @property

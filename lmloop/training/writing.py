@@ -33,7 +33,7 @@ def writing_engine(
     template: ChatTemplate | None,
     *,
     autocast: bool,
-    agree: Callable[[list[int]], list[int]] = lambda tokens: tokens,
+    processes: Processes,
 ) -> Engine:
     """What writes with a model in training, by a copy of it where that is faster. autocast: it is trained in bf16."""
     copy = own_copy(model)
@@ -44,7 +44,7 @@ def writing_engine(
         tokenizer,
         device,
         autocast=in_bf16 and (copy is None or preset.adapter is None),
-        agree=agree,
+        agree=processes.broadcast,
         stops=template.stop_ids if template else (),
     )
 

@@ -14,7 +14,7 @@ from lmloop.cli import main
 from lmloop.export.consult import Consumer
 from lmloop.export.export import EXPORTERS, refusal
 from lmloop.export.exports import make_exports, require_exportable
-from lmloop.export.own import CARRIED, bundle
+from lmloop.export.own import CARRIED, CARRIED_BY, CONFIGS, bundle
 from lmloop.export.publish import RECORD
 from lmloop.models.build import build_model
 from lmloop.preset.reading import load_preset
@@ -112,7 +112,8 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 def test_every_key_of_the_model_is_carried_or_refused() -> None:
     """A key that is new to this table is refused until somebody says what it is elsewhere."""
-    assert set(ModelSection.model_fields) >= CARRIED
+    assert set(ModelSection.model_fields) >= CARRIED.union(*CARRIED_BY.values())
+    assert CARRIED_BY.keys() <= CONFIGS.keys()
     for section, said in (
         (ModelSection(feed_forward="relu2"), "model.feed_forward is 'relu2', which no other program has"),
         (ModelSection(ngram_tables=[{"n": 2, "rows": 8, "width": 8}]), "model.ngram_tables is"),  # type: ignore[list-item]

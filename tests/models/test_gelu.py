@@ -35,7 +35,8 @@ def test_value_and_derivative_equal_pytorchs(
 def test_which_form_a_model_has() -> None:
     x = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
     for feed_forward, form in (("swiglu", "tanh"), ("gelu", "none")):
-        layer = GPT2MLP(ModelSection(architecture="gpt2", hidden_size=16, num_heads=2, feed_forward=feed_forward))  # type: ignore[arg-type]
+        shape = {"architecture": "gpt2", "hidden_size": 16, "num_heads": 2, "feed_forward": feed_forward}
+        layer = GPT2MLP(ModelSection.model_validate(shape))
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
         hidden = functional.gelu(x @ layer.c_fc.weight + layer.c_fc.bias, approximate=form)

@@ -6,8 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from lmloop import durable
-from tests.strikes import at_operation
+from tests.strikes import at_operation, before_operations
 from tests.torture.harness import run_to_end
 from tests.torture.workshop import Result, Workshop
 
@@ -38,19 +37,15 @@ def disk_stays_full(folder: Path) -> Result:
     shop, result = Workshop(folder), Result(cases=1)
     case = shop.case("stays-full")
 
-    def install() -> None:
-        writes = 0
+    writes = 0
 
-        def hook(operation: str, path: Path) -> None:
-            nonlocal writes
-            if "lm_" in path.name and operation == "write":
-                writes += 1
-                if writes > 12:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def strike() -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        durable.before_operation = hook
-
-    ended = run_to_end(case, install)
+    ended = run_to_end(case, before_operations(strike, ("write",)))
     if ended.status != 1 or "attempt 3 of 3" not in ended.output:
         result.failures.append(f"ended with {ended.status}: {ended.output[-500:]}")
     shop.finish(case, result, "with room again")

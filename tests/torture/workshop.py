@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import lmloop.training.loop
-from lmloop import durable
 from tests.finetuning import write_finetuning
-from tests.strikes import Install, wrap
+from tests.strikes import Install, before_operations, wrap
 from tests.torture.harness import differences, in_child, prepare, run_to_end, start, tiny_preset, wait
 
 
@@ -97,15 +96,11 @@ class Workshop:
         case = self.case("count")
         counted = case / "operations"
 
-        def install() -> None:
-            def hook(operation: str, path: Path) -> None:
-                if of in path.name or operation == "fsync_dir":
-                    with counted.open("a") as file:
-                        file.write("x")
+        def count() -> None:
+            with counted.open("a") as file:
+                file.write("x")
 
-            durable.before_operation = hook
-
-        ended = run_to_end(case, install)
+        ended = run_to_end(case, before_operations(count, of=of))
         assert ended.status == 0, ended.output
         number = counted.stat().st_size
         shutil.rmtree(case)
